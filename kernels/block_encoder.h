@@ -1,0 +1,58 @@
+// Builds one encoded block, plane by plane, in memory that the caller owns.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/block_format.h"
+#include "kernels/codec_plan.h"
+
+namespace nqkv {
+
+// Not thread-safe: one block, one thread at a time.
+class BlockEncoder {
+ public:
+  // `plan` must outlive the encoder. Planes of `header.range` are expected by layer and then by role.
+  BlockEncoder(CodecPlan* plan, const BlockHeader& header);
+
+  // The next plane, and how it must be handed over: its spec and its shape in this part.
+  bool done() const { return next_ == span_.last; }
+  const PlaneSpec& next_plane() const { return plan_->group().planes[next_]; }
+  PlaneShape next_shape() const;
+
+  // Encodes the next plane from `source` (strides in bytes) to its place in `block`, choosing and checking its codec.
+  //
+  // Errors (nothing was added, the call may be repeated):
+  //   RESOURCE_EXHAUSTED  `block` is too small; bytes_needed() says for what. Move the first bytes_used() bytes of the block
+  //                       to a larger one and call again.
+  //   INVALID_ARGUMENT    the plane holds NaN or Inf and the policy refuses them; layer and role are named.
+  absl::Status Add(const std::byte* source, ptrdiff_t token_stride, ptrdiff_t head_stride, std::span<std::byte> block);
+
+  size_t bytes_used() const { return end_; }
+  size_t bytes_needed() const { return needed_; }
+
+  struct Summary {
+    uint64_t raw_bytes = 0;
+    PlaneErrors worst;         // The largest of each.
+    uint32_t fallback_planes = 0;  // AUTO stored them raw.
+  };
+  // Writes header and table. Precondition: done(). The block is the first bytes_used() bytes of `block`.
+  Summary Finish(std::span<std::byte> block);
+
+  std::span<const PlaneEntry> planes() const { return entries_; }
+
+ private:
+  CodecPlan* plan_;
+  BlockHeader header_;
+  PlaneSpan span_;
+  size_t next_;
+  size_t end_;
+  size_t needed_ = 0;
+  uint32_t fallback_planes_ = 0;
+  std::vector<PlaneEntry> entries_;
+};
+
+}  // namespace nqkv

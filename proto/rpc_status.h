@@ -1,0 +1,35 @@
+// absl::Status <-> gRPC status, with the google.rpc details that a client can act on.
+//
+// The codes are the same numbers, so the mapping is a cast. Details travel as payloads of the absl::Status and as
+// grpc-status-details-bin on the wire.
+#pragma once
+
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "grpcpp/support/status.h"
+#include "nqkv/v1/kv_cache.pb.h"
+
+namespace nqkv {
+
+// INVALID_ARGUMENT whose message is "<field>: <description>", with a BadRequest detail.
+absl::Status FieldError(std::string_view field, std::string_view description);
+
+// UNIMPLEMENTED "<field> is not built yet", with a BadRequest detail.
+absl::Status NotBuiltYet(std::string_view field);
+
+// `status` with a RetryInfo detail.
+absl::Status WithRetry(absl::Status status, absl::Duration delay);
+
+// The delay of the RetryInfo detail; zero when there is none.
+absl::Duration RetryDelay(const absl::Status& status);
+
+grpc::Status ToGrpc(const absl::Status& status);
+absl::Status FromGrpc(const grpc::Status& status);
+
+// The status of one block of a batch.
+void ToProto(const absl::Status& status, v1::Status* out);
+absl::Status FromProto(const v1::Status& status);
+
+}  // namespace nqkv

@@ -1,0 +1,109 @@
+// Keeps encoded blocks: the face of the storage folder.
+//
+// A block (BlockKey) is stored in parts: rectangles of layers and heads, as shards put them. It is present for a caller when
+// its parts cover what the caller needs. A part goes reserved -> committed -> gone; only committed ones are found. The parts
+// of a block are touched and evicted together.
+//
+// Thread-safe. No call does I/O or calls back while it holds a lock. The store must outlive its handles and reservations.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/block_layout.h"
+#include "storage/block_handle.h"
+#include "storage/block_key.h"
+#include "storage/options.h"
+#include "storage/stats.h"
+
+namespace nqkv {
+
+// What is kept beside a part's bytes.
+struct PartInfo {
+  uint64_t raw_bytes = 0;
+  std::string scope;             // At most 32 bytes.
+  uint8_t provenance = 1;        // As in the block format.
+  float floor_error = 0;         // The worst of its planes.
+  float token_norm_error = 0;
+};
+
+// What one block's parts add up to, for a needed range.
+struct BlockPresence {
+  bool present = false;
+  uint64_t stored_bytes = 0;     // Of the parts that the range needs.
+  uint8_t provenance = 1;        // The worst.
+  float floor_error = 0;         // The worst.
+  float token_norm_error = 0;
+};
+
+class BlockStore {
+ public:
+  // Errors:
+  //   INVALID_ARGUMENT    options (see StorageOptions).
+  //   RESOURCE_EXHAUSTED  the memory or the file cannot be allocated; says how much was asked for and how much is free.
+  //   ALREADY_EXISTS      another process holds the arena's file.
+  static absl::StatusOr<std::unique_ptr<BlockStore>> Create(const StorageOptions& options);
+  ~BlockStore();
+
+  // Memory for a part that is about to be encoded: at least `bytes` bytes. Evicts if it must. The range is what will be
+  // committed. Neither a second reservation of a range nor a commit of it by somebody else is an error.
+  //
+  // Errors:
+  //   ALREADY_EXISTS      the committed parts cover the range.
+  //   INVALID_ARGUMENT    empty range, 0 bytes.
+  //   RESOURCE_EXHAUSTED  no room: everything else is pinned, reserved, or `bytes` is more than the store can ever hold
+  //                       (then the message says so); the block has too many parts.
+  absl::StatusOr<Reservation> Reserve(const BlockKey& key, const PartRange& range, uint64_t bytes);
+
+  // Makes the part visible with its first `bytes` bytes. Atomic: found whole or not at all.
+  //
+  // Errors:
+  //   ALREADY_EXISTS      the committed parts cover the range by now; the reservation's memory is given back.
+  absl::Status Commit(Reservation reservation, uint64_t bytes, const PartInfo& info);
+
+  // Whether the block covers `range`. Does not touch.
+  BlockPresence Find(const BlockKey& key, const PartRange& range) const;
+
+  // The number of leading keys that cover `range`. Touches them from last to first, so that the head of a chain is the most
+  // recent. Fills `blocks`, when given, with one entry a matched key.
+  size_t MatchPrefix(std::span<const BlockKey> keys, const PartRange& range, std::vector<BlockPresence>* blocks);
+
+  // Marks blocks as just used, from last to first.
+  void Touch(std::span<const BlockKey> keys);
+
+  // Pins the parts that cover `range` and touches the block.
+  //
+  // Errors:
+  //   NOT_FOUND           the range is not covered.
+  absl::StatusOr<BlockHandle> Get(const BlockKey& key, const PartRange& range);
+
+  struct Removed {
+    uint64_t blocks = 0;
+    uint64_t stored_bytes = 0;
+  };
+  // Forgets every part of the block. Pinned memory is freed when its readers are done.
+  Removed Delete(const BlockKey& key);
+  // Forgets every block of the cache. Works in bounded steps; blocks put meanwhile may stay.
+  Removed Clear(TenantId tenant, CacheId cache);
+  // Forgets the block because one of its parts is damaged, and counts it.
+  void DropDamaged(const BlockKey& key);
+
+  StoreStats Stats() const;
+  CacheStats StatsOf(TenantId tenant, CacheId cache) const;
+
+  // Walks everything and compares with the counters; for tests. INTERNAL names what differs.
+  absl::Status CheckConsistency() const;
+
+ private:
+  class Impl;
+  explicit BlockStore(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nqkv
