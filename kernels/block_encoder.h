@@ -26,7 +26,8 @@ class BlockEncoder {
   // Encodes the next plane from `source` (strides in bytes) to its place in `block`, choosing and checking its codec.
   //
   // Errors (nothing was added, the call may be repeated):
-  //   RESOURCE_EXHAUSTED  `block` is too small; bytes_needed() says for what. Move the first bytes_used() bytes of the block
+  //   RESOURCE_EXHAUSTED  `block` is too small; bytes_needed() says for what. Move the first bytes_used() bytes of the
+  //   block
   //                       to a larger one and call again.
   //   INVALID_ARGUMENT    the plane holds NaN or Inf and the policy refuses them; layer and role are named.
   absl::Status Add(const std::byte* source, ptrdiff_t token_stride, ptrdiff_t head_stride, std::span<std::byte> block);
@@ -36,7 +37,7 @@ class BlockEncoder {
 
   struct Summary {
     uint64_t raw_bytes = 0;
-    PlaneErrors worst;         // The largest of each.
+    PlaneErrors worst;             // The largest of each.
     uint32_t fallback_planes = 0;  // AUTO stored them raw.
   };
   // Writes header and table. Precondition: done(). The block is the first bytes_used() bytes of `block`.

@@ -1,6 +1,7 @@
 // The bytes of an encoded block: a 64-byte header, a table of planes, the planes. FORMAT.md gives every byte.
 //
-// A block holds one part (PartRange) of one layer group. Planes start at multiples of 16 bytes, the first at a multiple of
+// A block holds one part (PartRange) of one layer group. Planes start at multiples of 16 bytes, the first at a multiple
+// of
 // 64. The header's own CRC32C covers header and table; each plane has one of its own in the table.
 #pragma once
 
@@ -38,7 +39,7 @@ struct PlaneEntry {
   Dtype dtype = Dtype::kFloat16;  // Of the source.
   PlaneCodec codec;
   uint16_t channels = 0;
-  uint32_t offset = 0;            // From the start of the block.
+  uint32_t offset = 0;  // From the start of the block.
   uint32_t length = 0;
   PlaneErrors errors;
   uint32_t crc32c = 0;
@@ -60,11 +61,13 @@ void WriteBlockHead(const BlockHeader& header, std::span<const PlaneEntry> plane
 // A checked view of an encoded block; points into bytes that the caller keeps alive.
 class BlockView {
  public:
-  // Checks structure and the header's CRC, not the planes' CRCs. Reads nothing outside `block`; time is linear in the table.
+  // Checks structure and the header's CRC, not the planes' CRCs. Reads nothing outside `block`; time is linear in the
+  // table.
   //
   // Errors:
   //   DATA_LOSS         the header's CRC does not match.
-  //   INVALID_ARGUMENT  no block, an unknown version, or a table that contradicts itself or the size; the field is named.
+  //   INVALID_ARGUMENT  no block, an unknown version, or a table that contradicts itself or the size; the field is
+  //   named.
   static absl::StatusOr<BlockView> Parse(std::span<const std::byte> block);
 
   const BlockHeader& header() const { return header_; }

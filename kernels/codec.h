@@ -1,16 +1,17 @@
 // Raw plane <-> encoded plane, on the CPU. FORMAT.md gives every byte.
 //
-// EncodePlane and DecodePlane run the fastest path that the processor has; the Reference functions define the result, and
-// every path must equal them bit for bit, errors and checksums included. All functions are thread-safe (they keep no
-// state), allocate nothing that grows with the plane except where said, and never read or write outside their arguments.
+// EncodePlane and DecodePlane run the fastest path that the processor has; the Reference functions define the result,
+// and every path must equal them bit for bit, errors and checksums included. All functions are thread-safe (they keep
+// no state), allocate nothing that grows with the plane except where said, and never read or write outside their
+// arguments.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "kernels/block_layout.h"
 
 namespace nqkv {
@@ -22,14 +23,14 @@ enum class PlaneLayout : uint8_t { kHead = 1, kRow = 2 };
 // How one plane is encoded.
 struct PlaneCodec {
   CodecId id = CodecId::kRaw;
-  uint16_t scale_group = 0;                  // kNqkv4: 64, 128 or 256; kRow has 256 only. kRaw: 0.
-  PlaneLayout layout = PlaneLayout::kHead;   // kRow: groups run along a token's row of all heads. kNqkv4 only.
+  uint16_t scale_group = 0;                 // kNqkv4: 64, 128 or 256; kRow has 256 only. kRaw: 0.
+  PlaneLayout layout = PlaneLayout::kHead;  // kRow: groups run along a token's row of all heads. kNqkv4 only.
 
   bool operator==(const PlaneCodec&) const = default;
 };
 
 // "raw", "nqkv4-g64", "nqkv4-row-g256".
-std::string_view PlaneCodecName(const PlaneCodec& codec);
+absl::string_view PlaneCodecName(const PlaneCodec& codec);
 
 // INVALID_ARGUMENT when the codec's numbers are none that FORMAT.md knows.
 absl::Status ValidatePlaneCodec(const PlaneCodec& codec);
@@ -39,7 +40,7 @@ uint64_t EncodedBytes(const PlaneCodec& codec, const PlaneShape& shape);
 
 // What encoding did to a plane; DESIGN "The fidelity bound" and FORMAT.md define each to the order of its sums.
 struct PlaneErrors {
-  float floor_error = 0;       // Worst head: token-weighted error energy over the energy without the strongest channels.
+  float floor_error = 0;  // Worst head: token-weighted error energy over the energy without the strongest channels.
   float token_norm_error = 0;  // Worst token and head: |norm(decoded) / norm(source) - 1|.
   float nmse = 0;              // Error energy over signal energy.
 };
@@ -50,13 +51,13 @@ struct EncodeArgs {
   ptrdiff_t head_stride = 0;          // Bytes.
   PlaneShape shape;
   PlaneCodec codec;
-  std::span<std::byte> encoded;       // Exactly EncodedBytes(codec, shape) bytes.
+  std::span<std::byte> encoded;  // Exactly EncodedBytes(codec, shape) bytes.
 };
 
 struct EncodeResult {
   PlaneErrors errors;
-  uint32_t crc32c = 0;         // Of `encoded`.
-  bool finite = true;          // False: the source holds NaN or Inf. kRaw has stored it; kNqkv4 left `encoded` unspecified.
+  uint32_t crc32c = 0;  // Of `encoded`.
+  bool finite = true;   // False: the source holds NaN or Inf. kRaw has stored it; kNqkv4 left `encoded` unspecified.
   bool in_scale_range = true;  // False: kNqkv4 met an absmax beyond fp16; `encoded` is unspecified.
 };
 
@@ -67,12 +68,12 @@ struct DecodeArgs {
   std::span<const std::byte> encoded;  // Exactly EncodedBytes(codec, shape) bytes.
   PlaneShape shape;                    // Of the whole encoded plane.
   PlaneCodec codec;
-  uint32_t head_begin = 0;             // Heads of the plane to decode: [head_begin, head_end).
+  uint32_t head_begin = 0;  // Heads of the plane to decode: [head_begin, head_end).
   uint32_t head_end = 0;
-  Dtype dtype = Dtype::kFloat16;       // Of the destination.
-  std::byte* target = nullptr;         // Element (t, h, d) at t * token_stride + (h - head_begin) * head_stride + ...
-  ptrdiff_t token_stride = 0;          // Bytes.
-  ptrdiff_t head_stride = 0;           // Bytes.
+  Dtype dtype = Dtype::kFloat16;  // Of the destination.
+  std::byte* target = nullptr;    // Element (t, h, d) at t * token_stride + (h - head_begin) * head_stride + ...
+  ptrdiff_t token_stride = 0;     // Bytes.
+  ptrdiff_t head_stride = 0;      // Bytes.
 };
 
 // Any bytes decode to something: callers check the CRC first. Preconditions: sizes as said, codec valid.
@@ -83,6 +84,6 @@ void DecodePlaneReference(const DecodeArgs& args);
 uint32_t Crc32c(std::span<const std::byte> bytes);
 
 // "avx2" or "scalar": the path that EncodePlane and DecodePlane run here.
-std::string_view CodecPathName();
+absl::string_view CodecPathName();
 
 }  // namespace nqkv

@@ -1,8 +1,8 @@
 // Which codec each plane of a cache gets.
 //
-// AUTO takes for each plane the cheapest codec whose measured error is within the bound. What it found is remembered per
-// (layer, role): while a plane is over the bound it is stored in the better codec at once, and the cheaper one is tried
-// again for 1 block in 64. So a block costs one encode a plane, two when the memory turns out wrong.
+// AUTO takes for each plane the cheapest codec whose measured error is within the bound. What it found is remembered
+// per (layer, role): while a plane is over the bound it is stored in the better codec at once, and the cheaper one is
+// tried again for 1 block in 64. So a block costs one encode a plane, two when the memory turns out wrong.
 #pragma once
 
 #include <atomic>
@@ -45,7 +45,8 @@ class CodecPlan {
 
   // The codec to encode `group().planes[plane]` with now.
   PlaneCodec Choose(size_t plane);
-  // Whether a plane encoded so may be stored. AUTO remembers the answer; the fixed policies always accept what is finite.
+  // Whether a plane encoded so may be stored. AUTO remembers the answer; the fixed policies always accept what is
+  // finite.
   bool Accept(size_t plane, const PlaneCodec& codec, const EncodeResult& result);
 
   // Bounds of a whole encoded block of this part, header and table included, and what memory makes of it now.

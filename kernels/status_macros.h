@@ -7,8 +7,8 @@
 #include "absl/status/statusor.h"
 
 // Returns from the function when `expression`, an absl::Status, is not OK.
-#define NQKV_RETURN_IF_ERROR(expression)                      \
-  do {                                                        \
+#define NQKV_RETURN_IF_ERROR(expression)                                                   \
+  do {                                                                                     \
     if (absl::Status nqkv_status_ = (expression); !nqkv_status_.ok()) return nqkv_status_; \
   } while (false)
 

@@ -9,9 +9,9 @@ void AppendU32(std::string* out, uint32_t value) {
   for (int shift = 0; shift < 32; shift += 8) out->push_back(static_cast<char>(value >> shift & 0xff));
 }
 
-void AppendBytes(std::string* out, std::string_view bytes) {
+void AppendBytes(std::string* out, absl::string_view bytes) {
   AppendU32(out, static_cast<uint32_t>(bytes.size()));
-  out->append(bytes);
+  out->append(bytes.data(), bytes.size());
 }
 
 std::string RootKey(uint32_t block_tokens, const KeyInputs& inputs) {
@@ -39,9 +39,10 @@ void AppendItems(std::string* out, const std::vector<MultimodalItem>& items, uin
 
 }  // namespace
 
-std::string Sha256(std::string_view bytes) {
+std::string Sha256(absl::string_view bytes) {
   std::string digest(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), reinterpret_cast<unsigned char*>(digest.data()));
+  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
+         reinterpret_cast<unsigned char*>(digest.data()));
   return digest;
 }
 

@@ -4,12 +4,13 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
+
+#include "absl/strings/string_view.h"
 
 namespace nqkv {
 
-inline constexpr std::string_view kKeyScheme = "nqkv-sha256-v1";
+inline constexpr absl::string_view kKeyScheme = "nqkv-sha256-v1";
 
 // A multimodal item that stands at tokens [token_begin, token_end) of the sequence.
 struct MultimodalItem {
@@ -20,16 +21,17 @@ struct MultimodalItem {
 
 // What beside the tokens decides a block's content.
 struct KeyInputs {
-  std::string adapter_digest;  // Empty: the base model.
-  std::string salt;            // Empty: shared by all.
+  std::string adapter_digest;         // Empty: the base model.
+  std::string salt;                   // Empty: shared by all.
   std::vector<MultimodalItem> items;  // By token_begin.
 };
 
 // The 32-byte keys of the whole blocks of `tokens`, the head of the sequence first. Thread-safe.
 // Preconditions: block_tokens > 0.
-std::vector<std::string> ChainKeys(std::span<const uint32_t> tokens, uint32_t block_tokens, const KeyInputs& inputs = {});
+std::vector<std::string> ChainKeys(std::span<const uint32_t> tokens, uint32_t block_tokens,
+                                   const KeyInputs& inputs = {});
 
 // SHA-256 of `bytes`; by convention the `scope` of blocks with a cache salt.
-std::string Sha256(std::string_view bytes);
+std::string Sha256(absl::string_view bytes);
 
 }  // namespace nqkv

@@ -11,7 +11,7 @@
 namespace nqkv {
 namespace {
 
-constexpr std::string_view kTypePrefix = "type.googleapis.com/";
+constexpr absl::string_view kTypePrefix = "type.googleapis.com/";
 
 template <typename Message>
 std::string TypeUrl() {
@@ -23,7 +23,7 @@ void SetDetail(absl::Status* status, const Message& message) {
   status->SetPayload(TypeUrl<Message>(), absl::Cord(message.SerializeAsString()));
 }
 
-absl::Status WithViolation(absl::Status status, std::string_view field, std::string_view description) {
+absl::Status WithViolation(absl::Status status, absl::string_view field, absl::string_view description) {
   google::rpc::BadRequest detail;
   auto* violation = detail.add_field_violations();
   violation->set_field(std::string(field));
@@ -34,11 +34,11 @@ absl::Status WithViolation(absl::Status status, std::string_view field, std::str
 
 }  // namespace
 
-absl::Status FieldError(std::string_view field, std::string_view description) {
+absl::Status FieldError(absl::string_view field, absl::string_view description) {
   return WithViolation(absl::InvalidArgumentError(absl::StrCat(field, ": ", description)), field, description);
 }
 
-absl::Status NotBuiltYet(std::string_view field) {
+absl::Status NotBuiltYet(absl::string_view field) {
   return WithViolation(absl::UnimplementedError(absl::StrCat(field, " is not built yet")), field, "not built yet");
 }
 

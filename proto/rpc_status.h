@@ -4,9 +4,8 @@
 // grpc-status-details-bin on the wire.
 #pragma once
 
-#include <string_view>
-
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "grpcpp/support/status.h"
 #include "nqkv/v1/kv_cache.pb.h"
@@ -14,10 +13,10 @@
 namespace nqkv {
 
 // INVALID_ARGUMENT whose message is "<field>: <description>", with a BadRequest detail.
-absl::Status FieldError(std::string_view field, std::string_view description);
+absl::Status FieldError(absl::string_view field, absl::string_view description);
 
 // UNIMPLEMENTED "<field> is not built yet", with a BadRequest detail.
-absl::Status NotBuiltYet(std::string_view field);
+absl::Status NotBuiltYet(absl::string_view field);
 
 // `status` with a RetryInfo detail.
 absl::Status WithRetry(absl::Status status, absl::Duration delay);

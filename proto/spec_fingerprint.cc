@@ -1,10 +1,10 @@
 #include "proto/spec_fingerprint.h"
 
 #include <algorithm>
-#include <string_view>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "proto/key_chain.h"
 
 namespace nqkv {
@@ -32,7 +32,8 @@ class FieldList {
     AddBytes("adapter_digest", spec.adapter_digest());
     AddText("key_scheme", spec.key_scheme().empty() ? std::string(kKeyScheme) : spec.key_scheme());
     AddNumber("layer_groups.size", static_cast<uint32_t>(spec.layer_groups_size()));
-    for (int i = 0; i < spec.layer_groups_size(); ++i) AddGroup(absl::StrCat("layer_groups[", i, "]"), spec.layer_groups(i));
+    for (int i = 0; i < spec.layer_groups_size(); ++i)
+      AddGroup(absl::StrCat("layer_groups[", i, "]"), spec.layer_groups(i));
   }
 
   const std::vector<Field>& fields() const { return fields_; }
@@ -55,7 +56,9 @@ class FieldList {
     }
   }
   void AddText(std::string path, const std::string& text) { Add(std::move(path), text, absl::StrCat("'", text, "'")); }
-  void AddBytes(std::string path, const std::string& bytes) { Add(std::move(path), bytes, absl::BytesToHexString(bytes)); }
+  void AddBytes(std::string path, const std::string& bytes) {
+    Add(std::move(path), bytes, absl::BytesToHexString(bytes));
+  }
   void Add(std::string path, const std::string& value, std::string shown) {
     fields_.push_back({std::move(path), LittleEndian(static_cast<uint32_t>(value.size())) + value, std::move(shown)});
   }
@@ -69,7 +72,7 @@ class FieldList {
   std::vector<Field> fields_;
 };
 
-const Field* Find(const std::vector<Field>& fields, size_t guess, std::string_view path) {
+const Field* Find(const std::vector<Field>& fields, size_t guess, absl::string_view path) {
   if (guess < fields.size() && fields[guess].path == path) return &fields[guess];
   auto it = std::find_if(fields.begin(), fields.end(), [&](const Field& field) { return field.path == path; });
   return it == fields.end() ? nullptr : &*it;

@@ -15,8 +15,8 @@ namespace nqkv {
 class SlotTable;
 class BlockStore;
 
-// One pinned part. Move-only; dropping it unpins with one atomic decrement and, when the part is gone, one push on the list
-// of slots to free: no lock, so it may happen on any thread, in a transport's callback too.
+// One pinned part. Move-only; dropping it unpins with one atomic decrement and, when the part is gone, one push on the
+// list of slots to free: no lock, so it may happen on any thread, in a transport's callback too.
 class PartPin {
  public:
   PartPin() = default;

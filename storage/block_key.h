@@ -4,9 +4,9 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <string_view>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 
 namespace nqkv {
 
@@ -19,15 +19,16 @@ class BlockKey {
   static constexpr size_t kBytesMax = 64;
 
   // INVALID_ARGUMENT when `key` is empty or longer than kBytesMax; the message says which.
-  static absl::StatusOr<BlockKey> Create(TenantId tenant, CacheId cache, uint16_t layer_group, std::string_view key);
+  static absl::StatusOr<BlockKey> Create(TenantId tenant, CacheId cache, uint16_t layer_group, absl::string_view key);
 
   TenantId tenant() const { return tenant_; }
   CacheId cache() const { return cache_; }
   uint16_t layer_group() const { return layer_group_; }
-  std::string_view bytes() const { return {bytes_.data(), size_}; }
+  absl::string_view bytes() const { return {bytes_.data(), size_}; }
 
   bool operator==(const BlockKey& other) const {
-    return cache_ == other.cache_ && layer_group_ == other.layer_group_ && tenant_ == other.tenant_ && bytes() == other.bytes();
+    return cache_ == other.cache_ && layer_group_ == other.layer_group_ && tenant_ == other.tenant_ &&
+           bytes() == other.bytes();
   }
   template <typename H>
   friend H AbslHashValue(H state, const BlockKey& key) {

@@ -1,10 +1,11 @@
 // Keeps encoded blocks: the face of the storage folder.
 //
-// A block (BlockKey) is stored in parts: rectangles of layers and heads, as shards put them. It is present for a caller when
-// its parts cover what the caller needs. A part goes reserved -> committed -> gone; only committed ones are found. The parts
-// of a block are touched and evicted together.
+// A block (BlockKey) is stored in parts: rectangles of layers and heads, as shards put them. It is present for a caller
+// when its parts cover what the caller needs. A part goes reserved -> committed -> gone; only committed ones are found.
+// The parts of a block are touched and evicted together.
 //
-// Thread-safe. No call does I/O or calls back while it holds a lock. The store must outlive its handles and reservations.
+// Thread-safe. No call does I/O or calls back while it holds a lock. The store must outlive its handles and
+// reservations.
 #pragma once
 
 #include <cstddef>
@@ -27,18 +28,18 @@ namespace nqkv {
 // What is kept beside a part's bytes.
 struct PartInfo {
   uint64_t raw_bytes = 0;
-  std::string scope;             // At most 32 bytes.
-  uint8_t provenance = 1;        // As in the block format.
-  float floor_error = 0;         // The worst of its planes.
+  std::string scope;       // At most 32 bytes.
+  uint8_t provenance = 1;  // As in the block format.
+  float floor_error = 0;   // The worst of its planes.
   float token_norm_error = 0;
 };
 
 // What one block's parts add up to, for a needed range.
 struct BlockPresence {
   bool present = false;
-  uint64_t stored_bytes = 0;     // Of the parts that the range needs.
-  uint8_t provenance = 1;        // The worst.
-  float floor_error = 0;         // The worst.
+  uint64_t stored_bytes = 0;  // Of the parts that the range needs.
+  uint8_t provenance = 1;     // The worst.
+  float floor_error = 0;      // The worst.
   float token_norm_error = 0;
 };
 
@@ -70,8 +71,8 @@ class BlockStore {
   // Whether the block covers `range`. Does not touch.
   BlockPresence Find(const BlockKey& key, const PartRange& range) const;
 
-  // The number of leading keys that cover `range`. Touches them from last to first, so that the head of a chain is the most
-  // recent. Fills `blocks`, when given, with one entry a matched key.
+  // The number of leading keys that cover `range`. Touches them from last to first, so that the head of a chain is the
+  // most recent. Fills `blocks`, when given, with one entry a matched key.
   size_t MatchPrefix(std::span<const BlockKey> keys, const PartRange& range, std::vector<BlockPresence>* blocks);
 
   // Marks blocks as just used, from last to first.

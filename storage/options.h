@@ -10,8 +10,8 @@ namespace nqkv {
 
 struct StorageOptions {
   uint64_t host_bytes = uint64_t{1} << 30;  // The arena, its slot table included.
-  // Where the arena lives: empty for anonymous memory, else a file (on tmpfs) that is created with mode 0600, locked, and
-  // fully allocated at start.
+  // Where the arena lives: empty for anonymous memory, else a file (on tmpfs) that is created with mode 0600, locked,
+  // and fully allocated at start.
   std::string arena_path;
   bool prefault = false;        // Touch every page at start.
   uint32_t index_stripes = 16;  // A power of two.

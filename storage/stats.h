@@ -15,20 +15,20 @@ struct SizeClassStats {
 };
 
 struct StoreStats {
-  uint64_t capacity_bytes = 0;   // Of the arena, without its slot table.
-  uint64_t used_bytes = 0;       // Slots that are taken, rounding included: committed, reserved, and gone but pinned.
-  uint64_t stored_bytes = 0;     // Encoded bytes of committed parts.
-  uint64_t raw_bytes = 0;        // What the committed parts were before encoding.
-  uint64_t reserved_bytes = 0;   // Of used_bytes: reserved and not committed.
-  uint64_t blocks = 0;           // With at least one committed part.
-  uint64_t parts = 0;            // Committed.
-  uint64_t pinned_parts = 0;     // Held by at least one handle, gone ones included.
+  uint64_t capacity_bytes = 0;  // Of the arena, without its slot table.
+  uint64_t used_bytes = 0;      // Slots that are taken, rounding included: committed, reserved, and gone but pinned.
+  uint64_t stored_bytes = 0;    // Encoded bytes of committed parts.
+  uint64_t raw_bytes = 0;       // What the committed parts were before encoding.
+  uint64_t reserved_bytes = 0;  // Of used_bytes: reserved and not committed.
+  uint64_t blocks = 0;          // With at least one committed part.
+  uint64_t parts = 0;           // Committed.
+  uint64_t pinned_parts = 0;    // Held by at least one handle, gone ones included.
   uint64_t pinned_bytes = 0;
   uint64_t evicted_blocks_total = 0;
   uint64_t evicted_bytes_total = 0;
   uint64_t damaged_blocks_total = 0;
   uint64_t rejected_reservations_total = 0;
-  uint64_t free_slabs = 0;       // Pages that belong to no class.
+  uint64_t free_slabs = 0;              // Pages that belong to no class.
   std::vector<SizeClassStats> classes;  // Those in use.
 };
 
