@@ -84,7 +84,7 @@ for argument in "$@"; do
   esac
 done
 
-command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
+[[ -n $(command -v dpkg-query) && -n $(command -v apt-get) ]] ||
   fail "this system has no apt: install what corresponds to these Debian 12 packages: ${build_packages[*]} ${test_packages[*]}"
 
 packages=("${build_packages[@]}")
