@@ -12,6 +12,7 @@ cli=$root/build/release/bin/nqkv
 state=$root/build/quickstart
 pid_file=$state/nqkvd.pid
 service_log=$state/nqkvd.log
+address_file=$state/addresses
 ready_seconds=60
 stop_seconds=60
 
@@ -83,7 +84,8 @@ choose_socket_dir() {
   if ((${#socket_dir} > 80)); then
     socket_dir=${XDG_RUNTIME_DIR:-/tmp}/nqkv-quickstart-$(id -u)
   fi
-  mkdir -p -m 0700 "$socket_dir"
+  mkdir -p "$socket_dir"
+  chmod 0700 "$socket_dir"
 }
 
 start() {
@@ -95,6 +97,7 @@ start() {
     </dev/null >"$service_log" 2>&1 &
   pid=$!
   printf '%s\n' "$pid" >"$pid_file"
+  printf '%s %s\n' "$listen" "$http_listen" >"$address_file"
   deadline=$((SECONDS + ready_seconds))
   until is_ready; do
     if ! kill -0 "$pid" 2>/dev/null; then
@@ -136,12 +139,13 @@ say '1/4 Installing what is missing'
 deploy/install-deps.sh --build
 
 say "2/4 Building nqkvd and nqkv in build/release, $(build_jobs) compilers at once (some minutes the first time)"
-logged "$root/build/quickstart-configure.log" cmake --preset release ||
+logged "$root/build/quickstart-configure.log" cmake --preset release -DNQKV_BUILD_TESTS=OFF -DNQKV_BUILD_BENCHMARKS=OFF ||
   fail 'configuring failed; the reason is above. If build/release was made with other settings, delete it and run this again.'
 logged "$root/build/quickstart-build.log" cmake --build build/release --target nqkvd nqkv -j "$(build_jobs)" ||
   fail 'the build failed; the reason is above. If the compiler was killed, memory is short: close other programs and run this again.'
 
 if pid=$(running_pid); then
+  read -r listen http_listen <"$address_file"
   say "3/4 nqkvd is already running (process $pid); stop it with deploy/quickstart.sh --stop"
   if [[ $(readlink "/proc/$pid/exe") == *' (deleted)' ]]; then
     say '    It is an older build: --stop and run this again for the new one'
