@@ -37,6 +37,7 @@ install_packages() {
   local -a missing=() as_root=()
   local package
   for package in "$@"; do
+    [[ " ${missing[*]} " != *" $package "* ]] || continue
     [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
   done
   ((${#missing[@]} > 0)) || return 0
@@ -99,4 +100,6 @@ fi
 if [[ $cuda == yes ]] && ! command -v nvcc >/dev/null && [[ ! -x /usr/local/cuda/bin/nvcc ]]; then
   pip_install cuda 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' \
     'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+  # nvcc looks for its libraries in lib64.
+  for toolkit in "$venv"/lib/python3*/site-packages/nvidia/cu13; do ln -sfn lib "$toolkit/lib64"; done
 fi
