@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -27,9 +28,9 @@ class BlockEncoder {
   //
   // Errors (nothing was added, the call may be repeated):
   //   RESOURCE_EXHAUSTED  `block` is too small; bytes_needed() says for what. Move the first bytes_used() bytes of the
-  //   block
-  //                       to a larger one and call again.
+  //                       block to a larger one and call again.
   //   INVALID_ARGUMENT    the plane holds NaN or Inf and the policy refuses them; layer and role are named.
+  //   OUT_OF_RANGE        the block would pass the format's 4 GiB.
   absl::Status Add(const std::byte* source, ptrdiff_t token_stride, ptrdiff_t head_stride, std::span<std::byte> block);
 
   size_t bytes_used() const { return end_; }
@@ -38,7 +39,7 @@ class BlockEncoder {
   struct Summary {
     uint64_t raw_bytes = 0;
     PlaneErrors worst;             // The largest of each.
-    uint32_t fallback_planes = 0;  // AUTO stored them raw.
+    uint32_t fallback_planes = 0;  // Stored raw though the policy prefers nqkv4.
   };
   // Writes header and table. Precondition: done(). The block is the first bytes_used() bytes of `block`.
   Summary Finish(std::span<std::byte> block);
@@ -46,13 +47,17 @@ class BlockEncoder {
   std::span<const PlaneEntry> planes() const { return entries_; }
 
  private:
+  // Where the next plane goes when `codec` encodes it.
+  absl::StatusOr<std::span<std::byte>> Place(const PlaneCodec& codec, std::span<std::byte> block);
+  void Append(const EncodeArgs& args, const EncodeResult& result, uint32_t offset);
+
   CodecPlan* plan_;
   BlockHeader header_;
   PlaneSpan span_;
   size_t next_;
   size_t end_;
   size_t needed_ = 0;
-  uint32_t fallback_planes_ = 0;
+  std::optional<PlaneCodec> codec_;  // Of the next plane, once chosen.
   std::vector<PlaneEntry> entries_;
 };
 

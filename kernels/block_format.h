@@ -1,8 +1,7 @@
 // The bytes of an encoded block: a 64-byte header, a table of planes, the planes. FORMAT.md gives every byte.
 //
 // A block holds one part (PartRange) of one layer group. Planes start at multiples of 16 bytes, the first at a multiple
-// of
-// 64. The header's own CRC32C covers header and table; each plane has one of its own in the table.
+// of 64. The header's own CRC32C covers header and table; each plane has one of its own in the table.
 #pragma once
 
 #include <array>
@@ -66,8 +65,8 @@ class BlockView {
   //
   // Errors:
   //   DATA_LOSS         the header's CRC does not match.
-  //   INVALID_ARGUMENT  no block, an unknown version, or a table that contradicts itself or the size; the field is
-  //   named.
+  //   INVALID_ARGUMENT  no block, an unknown version, or a table that contradicts itself or the size; the field
+  //                     is named.
   static absl::StatusOr<BlockView> Parse(std::span<const std::byte> block);
 
   const BlockHeader& header() const { return header_; }

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "kernels/block_layout.h"
+#include "kernels/crc32c.h"
 
 namespace nqkv {
 
@@ -74,14 +75,13 @@ struct DecodeArgs {
   std::byte* target = nullptr;    // Element (t, h, d) at t * token_stride + (h - head_begin) * head_stride + ...
   ptrdiff_t token_stride = 0;     // Bytes.
   ptrdiff_t head_stride = 0;      // Bytes.
+  // The target belongs to an output so large that it will not be in the cache when it is read: write around the cache.
+  bool streaming = false;
 };
 
 // Any bytes decode to something: callers check the CRC first. Preconditions: sizes as said, codec valid.
 void DecodePlane(const DecodeArgs& args);
 void DecodePlaneReference(const DecodeArgs& args);
-
-// CRC32C (Castagnoli, reflected, initial and final all ones): the one of iSCSI and RFC 3720.
-uint32_t Crc32c(std::span<const std::byte> bytes);
 
 // "avx2" or "scalar": the path that EncodePlane and DecodePlane run here.
 absl::string_view CodecPathName();

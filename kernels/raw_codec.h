@@ -1,0 +1,39 @@
+// The codec raw: elements as they came, head-major. FORMAT.md gives every byte.
+//
+// Called by codec.cc; users call EncodePlane and DecodePlane. All functions are thread-safe and allocate nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/codec.h"
+#include "kernels/float_format.h"
+
+namespace nqkv {
+
+inline float LoadElement(const std::byte* row, size_t index, Dtype dtype) {
+  if (dtype == Dtype::kFloat32) {
+    float value;
+    std::memcpy(&value, row + index * sizeof(value), sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, row + index * sizeof(bits), sizeof(bits));
+  return dtype == Dtype::kFloat16 ? Float16ToFloat(bits) : Bfloat16ToFloat(bits);
+}
+
+inline void StoreElement(std::byte* row, size_t index, Dtype dtype, float value) {
+  if (dtype == Dtype::kFloat32) {
+    std::memcpy(row + index * sizeof(value), &value, sizeof(value));
+    return;
+  }
+  const uint16_t bits = dtype == Dtype::kFloat16 ? FloatToFloat16(value) : FloatToBfloat16(value);
+  std::memcpy(row + index * sizeof(bits), &bits, sizeof(bits));
+}
+
+// Precondition of all: args.codec.id is kRaw, and the arguments are as codec.h says.
+EncodeResult RawEncodeReference(const EncodeArgs& args);
+void RawDecodeReference(const DecodeArgs& args);
+
+}  // namespace nqkv
