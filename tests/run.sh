@@ -85,7 +85,7 @@ check_clang() {
 check_tidy() {
   build clang nqkv_proto_generated || return 1
   find proto kernels storage service client -name '*.cc' | sort |
-    xargs -P "$(build_jobs)" -n 2 clang-tidy -p build/clang --quiet
+    xargs -P "$(build_jobs)" -n 1 sh -c 'echo "clang-tidy $1"; exec clang-tidy -p build/clang --quiet "$1"' lint
 }
 
 run_part() {
