@@ -53,7 +53,9 @@ class Reservation {
   Reservation() = default;
   Reservation(Reservation&& other) noexcept;
   Reservation& operator=(Reservation&& other) noexcept;
-  ~Reservation();
+  ~Reservation() { Reset(); }
+
+  void Reset();
 
   std::span<std::byte> bytes() const { return bytes_; }
   const BlockKey& key() const { return key_; }
@@ -62,7 +64,10 @@ class Reservation {
 
  private:
   friend class BlockStore;
-  void* owner_ = nullptr;  // The store's implementation.
+  Reservation(BlockStore* owner, uint32_t slot, const BlockKey& key, const PartRange& range, std::span<std::byte> bytes)
+      : owner_(owner), slot_(slot), key_(key), range_(range), bytes_(bytes) {}
+
+  BlockStore* owner_ = nullptr;
   uint32_t slot_ = 0;
   BlockKey key_;
   PartRange range_;

@@ -4,8 +4,8 @@
 // when its parts cover what the caller needs. A part goes reserved -> committed -> gone; only committed ones are found.
 // The parts of a block are touched and evicted together.
 //
-// Thread-safe. No call does I/O or calls back while it holds a lock. The store must outlive its handles and
-// reservations.
+// Thread-safe. No call does I/O or calls back while it holds a lock. The store must outlive its reservations. Handles
+// may outlive it: the arena stays mapped until the last one is dropped.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,7 @@
 #include "kernels/block_layout.h"
 #include "storage/block_handle.h"
 #include "storage/block_key.h"
+#include "storage/block_presence.h"
 #include "storage/options.h"
 #include "storage/stats.h"
 
@@ -34,15 +35,6 @@ struct PartInfo {
   float token_norm_error = 0;
 };
 
-// What one block's parts add up to, for a needed range.
-struct BlockPresence {
-  bool present = false;
-  uint64_t stored_bytes = 0;  // Of the parts that the range needs.
-  uint8_t provenance = 1;     // The worst.
-  float floor_error = 0;      // The worst.
-  float token_norm_error = 0;
-};
-
 class BlockStore {
  public:
   // Errors:
@@ -52,8 +44,9 @@ class BlockStore {
   static absl::StatusOr<std::unique_ptr<BlockStore>> Create(const StorageOptions& options);
   ~BlockStore();
 
-  // Memory for a part that is about to be encoded: at least `bytes` bytes. Evicts if it must. The range is what will be
-  // committed. Neither a second reservation of a range nor a commit of it by somebody else is an error.
+  // Memory for a part that is about to be encoded: at least `bytes` bytes, all of the slot; its content is unspecified.
+  // Evicts if it must. The range is what will be committed. Neither a second reservation of a range nor a commit of it
+  // by somebody else is an error.
   //
   // Errors:
   //   ALREADY_EXISTS      the committed parts cover the range.
@@ -64,8 +57,12 @@ class BlockStore {
 
   // Makes the part visible with its first `bytes` bytes. Atomic: found whole or not at all.
   //
-  // Errors:
-  //   ALREADY_EXISTS      the committed parts cover the range by now; the reservation's memory is given back.
+  // Errors (the reservation's memory is given back):
+  //   ALREADY_EXISTS      the committed parts cover the range by now.
+  //   INVALID_ARGUMENT    an empty reservation or another store's, 0 bytes or more than the reservation has, a scope
+  //   over
+  //                       32 bytes.
+  //   RESOURCE_EXHAUSTED  the block has too many parts by now.
   absl::Status Commit(Reservation reservation, uint64_t bytes, const PartInfo& info);
 
   // Whether the block covers `range`. Does not touch.
@@ -84,10 +81,7 @@ class BlockStore {
   //   NOT_FOUND           the range is not covered.
   absl::StatusOr<BlockHandle> Get(const BlockKey& key, const PartRange& range);
 
-  struct Removed {
-    uint64_t blocks = 0;
-    uint64_t stored_bytes = 0;
-  };
+  using Removed = Forgotten;
   // Forgets every part of the block. Pinned memory is freed when its readers are done.
   Removed Delete(const BlockKey& key);
   // Forgets every block of the cache. Works in bounded steps; blocks put meanwhile may stay.
@@ -102,8 +96,10 @@ class BlockStore {
   absl::Status CheckConsistency() const;
 
  private:
+  friend class Reservation;
   class Impl;
   explicit BlockStore(std::unique_ptr<Impl> impl);
+  void Abandon(uint32_t slot);
   std::unique_ptr<Impl> impl_;
 };
 

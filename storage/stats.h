@@ -38,6 +38,8 @@ struct CacheStats {
   uint64_t used_bytes = 0;
   uint64_t stored_bytes = 0;
   uint64_t raw_bytes = 0;
+
+  bool operator==(const CacheStats&) const = default;
 };
 
 }  // namespace nqkv

@@ -1,0 +1,358 @@
+#include "storage/block_store.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cassert>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/status_macros.h"
+#include "storage/block_index.h"
+#include "storage/block_pool.h"
+#include "storage/slot_table.h"
+
+namespace nqkv {
+namespace {
+
+constexpr size_t kScopeBytesMax = 32;
+// How many of the oldest blocks leave, wherever they lie, before a place is made where the cost is least.
+constexpr int kEvictionsMax = 16;
+// How often a place is made before a reservation gives up: others may have taken each.
+constexpr int kDrainsMax = 16;
+// Blocks that Clear forgets under one lock.
+constexpr uint64_t kClearStepBlocks = 64;
+
+}  // namespace
+
+class BlockStore::Impl {
+ public:
+  Impl(std::unique_ptr<Arena> arena, uint32_t slot_count, uint64_t pool_bytes, const StorageOptions& options)
+      : table_(SlotTable::Create(std::move(arena), slot_count)),
+        pool_(SlotTable::TableBytes(slot_count), pool_bytes),
+        index_(table_.get(), options.index_stripes, options.eviction_policy) {}
+  ~Impl() { assert(reserved_bytes_.load() == 0); }
+
+  SlotTable& table() { return *table_; }
+  BlockPool& pool() { return pool_; }
+  BlockIndex& index() { return index_; }
+
+  absl::StatusOr<uint32_t> TakeSlot(const BlockKey& key, const PartRange& range, uint64_t bytes);
+  void AbandonSlot(uint32_t slot);
+  absl::Status CommitSlot(uint32_t slot, const BlockKey& key, uint64_t bytes, const PartInfo& info);
+  void FreeSlots(const FreedSlots& slots);
+  void FreeUnpinned();
+  bool EvictOldest();
+  bool MakeRoom(uint64_t bytes);
+
+  void CountRejected() { rejected_reservations_.fetch_add(1, std::memory_order_relaxed); }
+  void CountDamaged(uint64_t blocks) { damaged_blocks_.fetch_add(blocks, std::memory_order_relaxed); }
+  StoreStats Stats();
+  absl::Status CheckConsistency();
+
+ private:
+  bool TryPlace(uint32_t slot, uint64_t bytes);
+  void EvictOwner(uint32_t slot);
+  void CountEvicted(const Forgotten& evicted);
+  absl::Status CheckSlots(const std::vector<uint32_t>& committed);
+
+  const SlotTablePointer table_;  // Lives on when handles are left.
+  BlockPool pool_;
+  BlockIndex index_;
+  Mutex drain_mutex_;  // One drain at a time: two would fight for the same pages.
+  std::atomic<uint64_t> reserved_bytes_ = 0;
+  std::atomic<uint64_t> evicted_blocks_ = 0;
+  std::atomic<uint64_t> evicted_bytes_ = 0;
+  std::atomic<uint64_t> damaged_blocks_ = 0;
+  std::atomic<uint64_t> rejected_reservations_ = 0;
+};
+
+// A reserved slot with memory for `bytes` bytes.
+absl::StatusOr<uint32_t> BlockStore::Impl::TakeSlot(const BlockKey& key, const PartRange& range, uint64_t bytes) {
+  uint32_t slot = kNoSlot;
+  int evictions = 0;
+  int drains = 0;
+  while (true) {
+    FreeUnpinned();
+    if (slot == kNoSlot) slot = table_->Acquire();
+    if (slot != kNoSlot && TryPlace(slot, bytes)) break;
+    const bool table_is_full = slot == kNoSlot;
+    bool made_room = false;
+    if (table_is_full || evictions < kEvictionsMax) {
+      ++evictions;
+      made_room = EvictOldest();
+    }
+    if (!made_room && !table_is_full && drains < kDrainsMax) {
+      ++drains;
+      made_room = MakeRoom(bytes);
+    }
+    if (made_room) continue;
+    if (slot != kNoSlot) table_->Release(slot);
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no room for ", bytes, " bytes: what is not free is being read or written"));
+  }
+  SlotEntry& entry = table_->entry(slot);
+  entry.key = key;
+  entry.range = range;
+  entry.bytes = static_cast<uint32_t>(bytes);
+  reserved_bytes_.fetch_add(SlotBytes(entry.size_class), std::memory_order_relaxed);
+  return slot;
+}
+
+bool BlockStore::Impl::TryPlace(uint32_t slot, uint64_t bytes) {
+  const std::optional<uint64_t> offset = pool_.Allocate(bytes, slot);
+  if (!offset.has_value()) return false;
+  table_->entry(slot).offset = *offset;
+  table_->entry(slot).size_class = SizeClassOf(bytes);
+  return true;
+}
+
+void BlockStore::Impl::AbandonSlot(uint32_t slot) {
+  reserved_bytes_.fetch_sub(SlotBytes(table_->entry(slot).size_class), std::memory_order_relaxed);
+  FreeSlots({slot});
+}
+
+absl::Status BlockStore::Impl::CommitSlot(uint32_t slot, const BlockKey& key, uint64_t bytes, const PartInfo& info) {
+  SlotEntry& entry = table_->entry(slot);
+  entry.bytes = static_cast<uint32_t>(bytes);
+  entry.raw_bytes = info.raw_bytes;
+  entry.scope_tag = ScopeTag(info.scope);
+  entry.provenance = info.provenance;
+  entry.floor_error = info.floor_error;
+  entry.token_norm_error = info.token_norm_error;
+  // Once committed, the entry may be anybody's.
+  const uint64_t slot_bytes = SlotBytes(entry.size_class);
+  FreedSlots freed;
+  NQKV_RETURN_IF_ERROR(index_.Commit(slot, key, &freed));
+  reserved_bytes_.fetch_sub(slot_bytes, std::memory_order_relaxed);
+  FreeSlots(freed);
+  return absl::OkStatus();
+}
+
+void BlockStore::Impl::FreeSlots(const FreedSlots& slots) {
+  for (const uint32_t slot : slots) {
+    pool_.Free(table_->entry(slot).offset);
+    table_->Release(slot);
+  }
+}
+
+// Frees what readers have let go of since the last time.
+void BlockStore::Impl::FreeUnpinned() {
+  uint32_t slot = table_->TakeSlotsToFree();
+  while (slot != kNoSlot) {
+    const uint32_t next = table_->NextToFree(slot);
+    FreeSlots({slot});
+    slot = next;
+  }
+}
+
+bool BlockStore::Impl::EvictOldest() {
+  FreedSlots freed;
+  const Forgotten evicted = index_.EvictOldest(&freed);
+  FreeSlots(freed);
+  CountEvicted(evicted);
+  return evicted.blocks > 0;
+}
+
+// Empties the pages that are cheapest to empty; where readers and writers leave no such pages, one slot of the right
+// size.
+bool BlockStore::Impl::MakeRoom(uint64_t bytes) {
+  MutexLock lock(&drain_mutex_);
+  const auto movable = [this](uint32_t slot) {
+    const SlotEntry& entry = table_->entry(slot);
+    return entry.state() == SlotState::kCommitted && entry.pins() == 0;
+  };
+  if (const auto drain = pool_.BeginDrain(bytes, movable)) {
+    for (const uint32_t slot : drain->owners) EvictOwner(slot);
+    pool_.EndDrain(*drain);
+    return true;
+  }
+  const std::optional<uint32_t> neighbour = pool_.FindOwner(bytes, movable);
+  if (neighbour.has_value()) EvictOwner(*neighbour);
+  return neighbour.has_value();
+}
+
+// Forgets the block that the slot belongs to, unless the slot is free or being read or written by now.
+void BlockStore::Impl::EvictOwner(uint32_t slot) {
+  if (!table_->TryPin(slot)) return;
+  const BlockKey key = table_->entry(slot).key;
+  table_->Unpin(slot);
+  FreedSlots freed;
+  CountEvicted(index_.Delete(key, &freed));
+  FreeSlots(freed);
+}
+
+void BlockStore::Impl::CountEvicted(const Forgotten& evicted) {
+  evicted_blocks_.fetch_add(evicted.blocks, std::memory_order_relaxed);
+  evicted_bytes_.fetch_add(evicted.stored_bytes, std::memory_order_relaxed);
+}
+
+StoreStats BlockStore::Impl::Stats() {
+  FreeUnpinned();
+  StoreStats stats;
+  stats.capacity_bytes = pool_.capacity_bytes();
+  stats.reserved_bytes = reserved_bytes_.load(std::memory_order_relaxed);
+  stats.pinned_parts = table_->pinned_parts();
+  stats.pinned_bytes = table_->pinned_bytes();
+  stats.evicted_blocks_total = evicted_blocks_.load(std::memory_order_relaxed);
+  stats.evicted_bytes_total = evicted_bytes_.load(std::memory_order_relaxed);
+  stats.damaged_blocks_total = damaged_blocks_.load(std::memory_order_relaxed);
+  stats.rejected_reservations_total = rejected_reservations_.load(std::memory_order_relaxed);
+  index_.AddStats(&stats);
+  pool_.AddStats(&stats);
+  return stats;
+}
+
+absl::Status BlockStore::Impl::CheckConsistency() {
+  FreeUnpinned();
+  std::vector<uint32_t> committed;
+  NQKV_RETURN_IF_ERROR(index_.CheckConsistency(&committed));
+  const std::string pool_finding = pool_.FindInconsistency();
+  if (!pool_finding.empty()) return absl::InternalError(pool_finding);
+  return CheckSlots(committed);
+}
+
+// Compares the states in the table with what the index found and what the pool gave out.
+absl::Status BlockStore::Impl::CheckSlots(const std::vector<uint32_t>& committed) {
+  uint64_t counts[4] = {};
+  uint64_t pinned_parts = 0;
+  uint64_t pinned_bytes = 0;
+  for (uint32_t slot = 0; slot < table_->slot_count(); ++slot) {
+    const SlotEntry& entry = table_->entry(slot);
+    ++counts[static_cast<size_t>(entry.state())];
+    if (entry.pins() == 0) continue;
+    pinned_parts += 1;
+    pinned_bytes += entry.bytes;
+  }
+  uint64_t reserved_bytes = 0;
+  const std::vector<BlockPool::Taken> taken = pool_.TakenSlots();
+  for (const BlockPool::Taken& place : taken) {
+    const SlotEntry& entry = table_->entry(place.owner);
+    if (entry.offset != place.offset || SlotBytes(entry.size_class) != place.slot_bytes) {
+      return absl::InternalError(absl::StrCat("slot ", place.owner, " does not lie where the pool put it"));
+    }
+    if (entry.state() == SlotState::kFree) return absl::InternalError(absl::StrCat("slot ", place.owner, " is lost"));
+    if (entry.state() == SlotState::kReserved) reserved_bytes += place.slot_bytes;
+  }
+  const auto differs = [](absl::string_view what, uint64_t found, uint64_t counted) {
+    return found == counted ? absl::OkStatus()
+                            : absl::InternalError(absl::StrCat(what, ": found ", found, ", counted ", counted));
+  };
+  NQKV_RETURN_IF_ERROR(differs("slots in the pool", taken.size(), table_->slot_count() - counts[0]));
+  NQKV_RETURN_IF_ERROR(differs("committed parts", counts[size_t(SlotState::kCommitted)], committed.size()));
+  NQKV_RETURN_IF_ERROR(differs("free entries", counts[size_t(SlotState::kFree)], table_->free_count()));
+  NQKV_RETURN_IF_ERROR(differs("reserved bytes", reserved_bytes, reserved_bytes_.load()));
+  NQKV_RETURN_IF_ERROR(differs("pinned parts", pinned_parts, table_->pinned_parts()));
+  return differs("pinned bytes", pinned_bytes, table_->pinned_bytes());
+}
+
+absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(const StorageOptions& options) {
+  NQKV_RETURN_IF_ERROR(options.Validate());
+  ArenaOptions arena_options = {.bytes = options.host_bytes,
+                                .path = options.arena_path,
+                                .prefault = options.prefault,
+                                .huge_pages = options.huge_pages};
+  NQKV_ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Arena::Create(arena_options));
+  const auto slot_count =
+      static_cast<uint32_t>(std::min<uint64_t>(options.host_bytes / options.bytes_per_slot, kNoSlot - 1));
+  const uint64_t pool_bytes = options.host_bytes - SlotTable::TableBytes(slot_count);
+  return std::unique_ptr<BlockStore>(
+      new BlockStore(std::make_unique<Impl>(std::move(arena), slot_count, pool_bytes, options)));
+}
+
+BlockStore::BlockStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+BlockStore::~BlockStore() = default;
+
+absl::StatusOr<Reservation> BlockStore::Reserve(const BlockKey& key, const PartRange& range, uint64_t bytes) {
+  if (range.empty()) return absl::InvalidArgumentError("the range is empty");
+  if (bytes == 0) return absl::InvalidArgumentError("0 bytes");
+  if (bytes > impl_->pool().slot_bytes_max()) {
+    impl_->CountRejected();
+    return absl::ResourceExhaustedError(absl::StrCat(bytes,
+                                                     " bytes are more than the store can ever hold in one piece, ",
+                                                     impl_->pool().slot_bytes_max(), " bytes"));
+  }
+  const absl::Status room = impl_->index().CheckRoom(key, range);
+  if (absl::IsResourceExhausted(room)) impl_->CountRejected();
+  NQKV_RETURN_IF_ERROR(room);
+  const absl::StatusOr<uint32_t> slot = impl_->TakeSlot(key, range, bytes);
+  if (!slot.ok()) impl_->CountRejected();
+  NQKV_RETURN_IF_ERROR(slot.status());
+  const uint64_t slot_bytes = SlotBytes(impl_->table().entry(*slot).size_class);
+  return Reservation(this, *slot, key, range, {impl_->table().memory(*slot), slot_bytes});
+}
+
+absl::Status BlockStore::Commit(Reservation reservation, uint64_t bytes, const PartInfo& info) {
+  if (reservation.owner_ != this) return absl::InvalidArgumentError("the reservation is empty or another store's");
+  if (bytes == 0 || bytes > reservation.bytes_.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("commit of ", bytes, " bytes; the reservation has ", reservation.bytes_.size()));
+  }
+  if (info.scope.size() > kScopeBytesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("scope has ", info.scope.size(), " bytes; at most ", kScopeBytesMax));
+  }
+  NQKV_RETURN_IF_ERROR(impl_->CommitSlot(reservation.slot_, reservation.key_, bytes, info));
+  reservation.owner_ = nullptr;  // The slot is the index's now.
+  return absl::OkStatus();
+}
+
+void BlockStore::Abandon(uint32_t slot) { impl_->AbandonSlot(slot); }
+
+BlockPresence BlockStore::Find(const BlockKey& key, const PartRange& range) const {
+  return impl_->index().Find(key, range);
+}
+
+size_t BlockStore::MatchPrefix(std::span<const BlockKey> keys, const PartRange& range,
+                               std::vector<BlockPresence>* blocks) {
+  if (blocks != nullptr) blocks->clear();
+  size_t matched = 0;
+  for (; matched < keys.size(); ++matched) {
+    const BlockPresence presence = Find(keys[matched], range);
+    if (!presence.present) break;
+    if (blocks != nullptr) blocks->push_back(presence);
+  }
+  Touch(keys.first(matched));
+  return matched;
+}
+
+void BlockStore::Touch(std::span<const BlockKey> keys) { impl_->index().Touch(keys); }
+
+absl::StatusOr<BlockHandle> BlockStore::Get(const BlockKey& key, const PartRange& range) {
+  std::vector<PartPin> parts = impl_->index().Get(key, range);
+  if (parts.empty()) return absl::NotFoundError("the block is not present for the range");
+  return BlockHandle(std::move(parts));
+}
+
+BlockStore::Removed BlockStore::Delete(const BlockKey& key) {
+  FreedSlots freed;
+  const Removed removed = impl_->index().Delete(key, &freed);
+  impl_->FreeSlots(freed);
+  return removed;
+}
+
+BlockStore::Removed BlockStore::Clear(TenantId tenant, CacheId cache) {
+  Removed sum;
+  for (uint32_t stripe = 0; stripe < impl_->index().stripe_count(); ++stripe) {
+    // A writer who is as quick as we are must not keep us here.
+    const uint64_t steps_max = impl_->index().block_count(stripe) / kClearStepBlocks + 1;
+    for (uint64_t step = 0; step < steps_max; ++step) {
+      FreedSlots freed;
+      const Removed removed = impl_->index().ClearSome(stripe, tenant, cache, kClearStepBlocks, &freed);
+      impl_->FreeSlots(freed);
+      sum.blocks += removed.blocks;
+      sum.stored_bytes += removed.stored_bytes;
+      if (removed.blocks < kClearStepBlocks) break;
+    }
+  }
+  return sum;
+}
+
+void BlockStore::DropDamaged(const BlockKey& key) { impl_->CountDamaged(Delete(key).blocks); }
+
+StoreStats BlockStore::Stats() const { return impl_->Stats(); }
+
+CacheStats BlockStore::StatsOf(TenantId tenant, CacheId cache) const { return impl_->index().StatsOf(tenant, cache); }
+
+absl::Status BlockStore::CheckConsistency() const { return impl_->CheckConsistency(); }
+
+}  // namespace nqkv

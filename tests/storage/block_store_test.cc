@@ -1,0 +1,306 @@
+#include "storage/block_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace nqkv {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr PartRange kWhole = {.layer_begin = 0, .layer_end = 4, .head_begin = 0, .head_end = 8};
+
+PartRange Heads(uint16_t begin, uint16_t end) {
+  return {.layer_begin = 0, .layer_end = 4, .head_begin = begin, .head_end = end};
+}
+
+BlockKey Key(absl::string_view name, CacheId cache = 1, TenantId tenant = 0) {
+  return *BlockKey::Create(tenant, cache, 0, name);
+}
+
+BlockKey Key(int number) { return Key(absl::StrCat("key-", number)); }
+
+class BlockStoreTest : public ::testing::Test {
+ protected:
+  BlockStoreTest() { Open({.host_bytes = 4 << 20}); }
+  ~BlockStoreTest() override { EXPECT_EQ(store_->CheckConsistency(), absl::OkStatus()); }
+
+  void Open(const StorageOptions& options) {
+    auto store = BlockStore::Create(options);
+    ASSERT_EQ(store.status(), absl::OkStatus());
+    store_ = *std::move(store);
+  }
+
+  absl::Status Put(const BlockKey& key, uint64_t bytes, char fill = 'x', const PartRange& range = kWhole,
+                   const PartInfo& info = {}) {
+    auto reservation = store_->Reserve(key, range, bytes);
+    if (!reservation.ok()) return reservation.status();
+    std::fill_n(reservation->bytes().begin(), bytes, static_cast<std::byte>(fill));
+    return store_->Commit(*std::move(reservation), bytes, info);
+  }
+
+  std::string Read(const BlockKey& key, const PartRange& range = kWhole) {
+    const auto handle = store_->Get(key, range);
+    if (!handle.ok()) return "none";
+    std::string text;
+    for (const PartPin& part : handle->parts()) {
+      text.append(reinterpret_cast<const char*>(part.bytes().data()), part.bytes().size());
+    }
+    return text;
+  }
+
+  bool Has(const BlockKey& key, const PartRange& range = kWhole) { return store_->Find(key, range).present; }
+
+  std::unique_ptr<BlockStore> store_;
+};
+
+TEST_F(BlockStoreTest, ReadsBackWhatWasCommitted) {
+  ASSERT_EQ(Put(Key("a"), 5000, 'a'), absl::OkStatus());
+  ASSERT_EQ(Put(Key("b"), 3, 'b'), absl::OkStatus());
+  EXPECT_EQ(Read(Key("a")), std::string(5000, 'a'));
+  EXPECT_EQ(Read(Key("b")), "bbb");
+  EXPECT_EQ(Read(Key("c")), "none");
+}
+
+TEST_F(BlockStoreTest, FindsNothingBeforeCommit) {
+  auto reservation = store_->Reserve(Key("a"), kWhole, 100);
+  ASSERT_TRUE(reservation.ok());
+  EXPECT_FALSE(Has(Key("a")));
+  EXPECT_EQ(store_->Commit(*std::move(reservation), 100, {}), absl::OkStatus());
+  EXPECT_TRUE(Has(Key("a")));
+}
+
+TEST_F(BlockStoreTest, DroppedReservationGivesItsMemoryBack) {
+  {
+    auto reservation = store_->Reserve(Key("a"), kWhole, 100'000);
+    ASSERT_TRUE(reservation.ok());
+    EXPECT_GE(store_->Stats().reserved_bytes, 100'000u);
+    EXPECT_EQ(store_->Stats().reserved_bytes, store_->Stats().used_bytes);
+  }
+  EXPECT_EQ(store_->Stats().reserved_bytes, 0u);
+  EXPECT_EQ(store_->Stats().used_bytes, 0u);
+  EXPECT_FALSE(Has(Key("a")));
+}
+
+TEST_F(BlockStoreTest, SecondCommitOfARangeIsRefusedAndItsMemoryReturns) {
+  auto first = store_->Reserve(Key("a"), kWhole, 100);
+  auto second = store_->Reserve(Key("a"), kWhole, 200);
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(store_->Commit(*std::move(first), 100, {}), absl::OkStatus());
+  const uint64_t used_bytes = store_->Stats().used_bytes - store_->Stats().reserved_bytes;
+  EXPECT_TRUE(absl::IsAlreadyExists(store_->Commit(*std::move(second), 200, {})));
+  EXPECT_EQ(store_->Stats().used_bytes, used_bytes);
+  EXPECT_EQ(Read(Key("a")).size(), 100u);
+}
+
+TEST_F(BlockStoreTest, ReserveOfACoveredRangeIsRefused) {
+  ASSERT_EQ(Put(Key("a"), 10), absl::OkStatus());
+  EXPECT_TRUE(absl::IsAlreadyExists(store_->Reserve(Key("a"), kWhole, 10).status()));
+  EXPECT_TRUE(absl::IsAlreadyExists(store_->Reserve(Key("a"), Heads(2, 3), 10).status()));
+}
+
+TEST_F(BlockStoreTest, ServesAnyRangeAcrossParts) {
+  for (uint16_t head = 0; head < 8; head += 2) {
+    EXPECT_FALSE(Has(Key("a")));
+    ASSERT_EQ(Put(Key("a"), 10, static_cast<char>('0' + head), Heads(head, head + 2)), absl::OkStatus());
+  }
+  EXPECT_TRUE(Has(Key("a")));
+  EXPECT_EQ(Read(Key("a")).size(), 40u);
+  EXPECT_EQ(Read(Key("a"), Heads(3, 4)), std::string(10, '2'));
+  EXPECT_EQ(store_->Find(Key("a"), Heads(1, 3)).stored_bytes, 20u);
+  EXPECT_FALSE(Has(Key("a"), Heads(7, 9)));
+  EXPECT_EQ(store_->Stats().blocks, 1u);
+  EXPECT_EQ(store_->Stats().parts, 4u);
+}
+
+TEST_F(BlockStoreTest, APartReplacesThoseInsideIt) {
+  ASSERT_EQ(Put(Key("a"), 10, 'a', Heads(0, 2)), absl::OkStatus());
+  ASSERT_EQ(Put(Key("a"), 10, 'b', Heads(4, 6)), absl::OkStatus());
+  ASSERT_EQ(Put(Key("a"), 30, 'c'), absl::OkStatus());
+  EXPECT_EQ(store_->Stats().parts, 1u);
+  EXPECT_EQ(store_->Stats().stored_bytes, 30u);
+  EXPECT_EQ(Read(Key("a"), Heads(0, 1)), std::string(30, 'c'));
+}
+
+TEST_F(BlockStoreTest, TellsTheWorstOfTheNeededParts) {
+  ASSERT_EQ(Put(Key("a"), 10, 'a', Heads(0, 4), {.provenance = 1, .floor_error = 0.5f, .token_norm_error = 0.1f}),
+            absl::OkStatus());
+  ASSERT_EQ(Put(Key("a"), 10, 'b', Heads(4, 8), {.provenance = 2, .floor_error = 0.2f, .token_norm_error = 0.3f}),
+            absl::OkStatus());
+  const BlockPresence whole = store_->Find(Key("a"), kWhole);
+  EXPECT_EQ(whole.provenance, 2);
+  EXPECT_EQ(whole.floor_error, 0.5f);
+  EXPECT_EQ(whole.token_norm_error, 0.3f);
+  EXPECT_EQ(store_->Find(Key("a"), Heads(4, 5)).floor_error, 0.2f);
+}
+
+TEST_F(BlockStoreTest, MatchPrefixEndsAtTheFirstMiss) {
+  for (const int number : {0, 1, 3}) ASSERT_EQ(Put(Key(number), 10), absl::OkStatus());
+  const std::vector<BlockKey> keys = {Key(0), Key(1), Key(2), Key(3)};
+  std::vector<BlockPresence> blocks;
+  EXPECT_EQ(store_->MatchPrefix(keys, kWhole, &blocks), 2u);
+  EXPECT_EQ(blocks.size(), 2u);
+  EXPECT_EQ(store_->MatchPrefix({}, kWhole, nullptr), 0u);
+}
+
+TEST_F(BlockStoreTest, KeysOfOtherCachesTenantsAndGroupsAreOtherBlocks) {
+  ASSERT_EQ(Put(Key("a", 1, 0), 10), absl::OkStatus());
+  EXPECT_FALSE(Has(Key("a", 2, 0)));
+  EXPECT_FALSE(Has(Key("a", 1, 1)));
+  EXPECT_FALSE(Has(*BlockKey::Create(0, 1, 1, "a")));
+  EXPECT_EQ(store_->Clear(1, 1).blocks, 0u);
+  EXPECT_EQ(store_->StatsOf(1, 1).blocks, 0u);
+  EXPECT_EQ(store_->StatsOf(0, 1).blocks, 1u);
+}
+
+TEST_F(BlockStoreTest, RefusesBadArgumentsPrecisely) {
+  EXPECT_EQ(store_->Reserve(Key("a"), {}, 10).status(), absl::InvalidArgumentError("the range is empty"));
+  EXPECT_EQ(store_->Reserve(Key("a"), kWhole, 0).status(), absl::InvalidArgumentError("0 bytes"));
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->Commit({}, 10, {})));
+  auto reservation = store_->Reserve(Key("a"), kWhole, 10);
+  ASSERT_TRUE(reservation.ok());
+  const uint64_t slot_bytes = reservation->bytes().size();
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->Commit(*std::move(reservation), slot_bytes + 1, {})));
+  EXPECT_TRUE(absl::IsInvalidArgument(Put(Key("a"), 10, 'x', kWhole, {.scope = std::string(33, 's')})));
+  EXPECT_EQ(store_->Stats().used_bytes, 0u);
+}
+
+TEST_F(BlockStoreTest, RefusesABlockThatCanNeverFitAndSaysSo) {
+  const auto status = store_->Reserve(Key("a"), kWhole, 5 << 20).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("5242880 bytes are more than the store can ever hold"));
+  EXPECT_EQ(store_->Stats().rejected_reservations_total, 1u);
+}
+
+TEST_F(BlockStoreTest, EvictsTheLeastRecentlyUsed) {
+  Open({.host_bytes = 4 << 20, .index_stripes = 1});
+  int stored = 0;
+  while (store_->Stats().evicted_blocks_total == 0) ASSERT_EQ(Put(Key(stored++), 100'000), absl::OkStatus());
+  EXPECT_FALSE(Has(Key(0)));
+  store_->Touch(std::vector<BlockKey>{Key(1)});
+  ASSERT_EQ(Put(Key(stored++), 100'000), absl::OkStatus());
+  EXPECT_TRUE(Has(Key(1)));
+  EXPECT_FALSE(Has(Key(2)));
+}
+
+TEST_F(BlockStoreTest, MatchPrefixKeepsTheHeadOfAChainLongest) {
+  Open({.host_bytes = 4 << 20, .index_stripes = 1});
+  std::vector<BlockKey> chain;
+  for (int number = 0; number < 8; ++number) {
+    chain.push_back(Key(number));
+    ASSERT_EQ(Put(chain.back(), 100'000), absl::OkStatus());
+  }
+  ASSERT_EQ(store_->MatchPrefix(chain, kWhole, nullptr), 8u);
+  for (int number = 100; Has(chain.back()); ++number) {
+    ASSERT_EQ(Put(Key(number), 100'000), absl::OkStatus());
+  }
+  EXPECT_EQ(store_->MatchPrefix(chain, kWhole, nullptr), 7u);
+}
+
+TEST_F(BlockStoreTest, EvictsThePartsOfABlockTogether) {
+  Open({.host_bytes = 4 << 20, .index_stripes = 1});
+  ASSERT_EQ(Put(Key("a"), 50'000, 'a', Heads(0, 4)), absl::OkStatus());
+  ASSERT_EQ(Put(Key("b"), 50'000), absl::OkStatus());
+  ASSERT_EQ(Put(Key("a"), 50'000, 'a', Heads(4, 8)), absl::OkStatus());
+  int number = 0;
+  while (Has(Key("a"))) ASSERT_EQ(Put(Key(number++), 50'000), absl::OkStatus());
+  EXPECT_FALSE(Has(Key("a"), Heads(0, 4)));
+  EXPECT_FALSE(Has(Key("a"), Heads(4, 8)));
+  EXPECT_FALSE(Has(Key("b")));
+}
+
+TEST_F(BlockStoreTest, FullOfPinnedBlocksRefusesAndLosesNothing) {
+  std::vector<BlockHandle> handles;
+  int stored = 0;
+  while (true) {
+    const absl::Status status = Put(Key(stored), 100'000, static_cast<char>('a' + stored % 26));
+    if (!status.ok()) {
+      EXPECT_TRUE(absl::IsResourceExhausted(status));
+      break;
+    }
+    handles.push_back(*store_->Get(Key(stored++), kWhole));
+  }
+  EXPECT_GT(stored, 30);
+  EXPECT_EQ(store_->Stats().evicted_blocks_total, 0u);
+  EXPECT_EQ(store_->Stats().pinned_parts, static_cast<uint64_t>(stored));
+  for (int number = 0; number < stored; ++number) {
+    EXPECT_EQ(Read(Key(number)), std::string(100'000, static_cast<char>('a' + number % 26)));
+  }
+  handles.pop_back();
+  EXPECT_EQ(Put(Key(stored), 100'000), absl::OkStatus());
+  EXPECT_FALSE(Has(Key(stored - 1)));
+}
+
+TEST_F(BlockStoreTest, APinnedBlockKeepsItsBytesAfterDelete) {
+  ASSERT_EQ(Put(Key("a"), 1000, 'a'), absl::OkStatus());
+  auto handle = store_->Get(Key("a"), kWhole);
+  ASSERT_TRUE(handle.ok());
+  EXPECT_EQ(store_->Delete(Key("a")).stored_bytes, 1000u);
+  EXPECT_FALSE(Has(Key("a")));
+  EXPECT_GT(store_->Stats().used_bytes, 0u);
+  EXPECT_EQ(store_->Stats().pinned_bytes, 1000u);
+  ASSERT_EQ(Put(Key("a"), 1000, 'b'), absl::OkStatus());
+  EXPECT_EQ(handle->parts()[0].bytes()[999], std::byte{'a'});
+  *handle = BlockHandle();
+  EXPECT_EQ(store_->Stats().pinned_bytes, 0u);
+  EXPECT_EQ(Read(Key("a")), std::string(1000, 'b'));
+  store_->Delete(Key("a"));
+  EXPECT_EQ(store_->Stats().used_bytes, 0u);
+}
+
+TEST_F(BlockStoreTest, AHandleMayOutliveTheStore) {
+  ASSERT_EQ(Put(Key("a"), 1000, 'a'), absl::OkStatus());
+  auto handle = store_->Get(Key("a"), kWhole);
+  ASSERT_TRUE(handle.ok());
+  Open({.host_bytes = 1 << 20});
+  EXPECT_EQ(handle->parts()[0].bytes()[999], std::byte{'a'});
+}
+
+TEST_F(BlockStoreTest, ClearForgetsOneCache) {
+  for (int number = 0; number < 100; ++number) {
+    ASSERT_EQ(Put(Key(absl::StrCat(number), 1), 100), absl::OkStatus());
+    ASSERT_EQ(Put(Key(absl::StrCat(number), 2), 100), absl::OkStatus());
+  }
+  const BlockStore::Removed removed = store_->Clear(0, 1);
+  EXPECT_EQ(removed.blocks, 100u);
+  EXPECT_EQ(removed.stored_bytes, 10'000u);
+  EXPECT_EQ(store_->StatsOf(0, 1), CacheStats());
+  EXPECT_EQ(store_->StatsOf(0, 2).blocks, 100u);
+  EXPECT_EQ(store_->Clear(0, 2).blocks, 100u);
+  EXPECT_EQ(store_->Stats().used_bytes, 0u);
+}
+
+TEST_F(BlockStoreTest, DropDamagedCountsBlocks) {
+  ASSERT_EQ(Put(Key("a"), 10), absl::OkStatus());
+  store_->DropDamaged(Key("a"));
+  store_->DropDamaged(Key("a"));
+  EXPECT_FALSE(Has(Key("a")));
+  EXPECT_EQ(store_->Stats().damaged_blocks_total, 1u);
+}
+
+TEST_F(BlockStoreTest, AnotherSizeGetsRoomWhenAllMemoryBelongsToOneClass) {
+  int stored = 0;
+  while (store_->Stats().evicted_blocks_total == 0) ASSERT_EQ(Put(Key(stored++), 3000), absl::OkStatus());
+  EXPECT_EQ(Put(Key("large"), 2 << 20), absl::OkStatus());
+  EXPECT_TRUE(Has(Key("large")));
+  EXPECT_EQ(Put(Key("middle"), 200'000), absl::OkStatus());
+  for (int number = 0; number < 2000; ++number) ASSERT_EQ(Put(Key(1'000'000 + number), 3000), absl::OkStatus());
+}
+
+TEST_F(BlockStoreTest, RefusesTooManyPartsOfABlock) {
+  Open({.host_bytes = 4 << 20, .bytes_per_slot = 1024});
+  for (uint16_t head = 0; head < 1024; ++head) {
+    ASSERT_EQ(Put(Key("a"), 10, 'x', Heads(2 * head, 2 * head + 1)), absl::OkStatus());
+  }
+  EXPECT_TRUE(absl::IsResourceExhausted(Put(Key("a"), 10, 'x', Heads(5000, 5001))));
+  EXPECT_EQ(store_->Stats().parts, 1024u);
+}
+
+}  // namespace
+}  // namespace nqkv
