@@ -7,29 +7,29 @@
 
 namespace nqkv {
 
-void HeadFidelity::Add(const RowEnergies& row, float weight) {
-  const size_t lane = rows_++ % kLanes;
-  signal_[lane] += row.signal;
-  error_[lane] += row.error;
+void HeadFidelity::Add(size_t token, const RowEnergies& row, float weight) {
+  const size_t lane = token % kLanes;
+  signal[lane] += row.signal;
+  error[lane] += row.error;
   if (weight == 0) return;
-  ++weighted_rows_;
-  weighted_error_[lane] += row.error * weight;
+  ++weighted_rows;
+  weighted_error[lane] += row.error * weight;
   const float norm_ratio = std::sqrt(row.decoded * weight);
-  token_norm_error_ = std::max(token_norm_error_, std::fabs(norm_ratio - 1.0f));
+  token_norm_error = std::max(token_norm_error, std::fabs(norm_ratio - 1.0f));
 }
 
 float HeadFidelity::FloorError(float floor_energy) const {
-  const float error = SumLanes(weighted_error_);
+  const float total = SumLanes(weighted_error);
   // The weighted signal energy is one a row by definition.
-  if (error < static_cast<float>(weighted_rows_) * 0x1p-20f || error == 0) return 0;
-  return floor_energy > 0 ? error / floor_energy : std::numeric_limits<float>::infinity();
+  if (total < static_cast<float>(weighted_rows) * 0x1p-20f || total == 0) return 0;
+  return floor_energy > 0 ? total / floor_energy : std::numeric_limits<float>::infinity();
 }
 
 void PlaneFidelity::Add(const HeadFidelity& head, float floor_energy) {
-  signal_ += head.signal_energy();
-  error_ += head.error_energy();
+  signal_ += SumLanes(head.signal);
+  error_ += SumLanes(head.error);
   worst_.floor_error = std::max(worst_.floor_error, head.FloorError(floor_energy));
-  worst_.token_norm_error = std::max(worst_.token_norm_error, head.token_norm_error());
+  worst_.token_norm_error = std::max(worst_.token_norm_error, head.token_norm_error);
 }
 
 PlaneErrors PlaneFidelity::errors() const {

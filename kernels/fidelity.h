@@ -1,8 +1,9 @@
 // The errors that an encoder measures, summed in the one order that FORMAT.md gives, so that every path of a codec ends
 // with the same bits.
 //
-// A row is one token of one head. Its three energies are sums of squares over its channels in kLanes partial sums:
-// lane j adds channels j, j + 8, j + 16, ... with fused multiply-adds; SumLanes adds the lanes up.
+// A row is one token of one head. Its three energies are sums of squares over its channels in kLanes partial sums: lane
+// j adds channels j, j + 8, j + 16, ... with fused multiply-adds; SumLanes adds the lanes up. A head's sums over its
+// tokens are made alike: lane j adds tokens j, j + 8, j + 16, ...
 #pragma once
 
 #include <cstddef>
@@ -21,9 +22,11 @@ inline float SumLanes(const float lanes[kLanes]) {
   return (a0 + a2) + (a1 + a3);
 }
 
-// One over the row's energy: every token counts alike, whatever its norm. A row whose energy is below the smallest
-// normal fp32 number has no weight.
-inline float RowWeight(float signal_energy) { return signal_energy >= 0x1p-126f ? 1.0f / signal_energy : 0.0f; }
+// The smallest row energy that has a weight: what is below cannot be divided by.
+inline constexpr float kRowEnergyMin = 0x1p-126f;
+
+// One over the row's energy: every token counts alike, whatever its norm.
+inline float RowWeight(float signal_energy) { return signal_energy >= kRowEnergyMin ? 1.0f / signal_energy : 0.0f; }
 
 struct RowEnergies {
   float signal = 0;   // Of the source.
@@ -31,24 +34,17 @@ struct RowEnergies {
   float decoded = 0;  // Of the decoded row.
 };
 
-// One head's rows, in token order.
-class HeadFidelity {
- public:
-  void Add(const RowEnergies& row, float weight);
+// One head's rows.
+struct HeadFidelity {
+  float signal[kLanes] = {};
+  float error[kLanes] = {};
+  float weighted_error[kLanes] = {};
+  float token_norm_error = 0;
+  uint32_t weighted_rows = 0;
 
-  float signal_energy() const { return SumLanes(signal_); }
-  float error_energy() const { return SumLanes(error_); }
-  float token_norm_error() const { return token_norm_error_; }
+  void Add(size_t token, const RowEnergies& row, float weight);
   // `floor_energy`: FloorEnergy of the head's weighted channel energies.
   float FloorError(float floor_energy) const;
-
- private:
-  size_t rows_ = 0;
-  uint32_t weighted_rows_ = 0;
-  float weighted_error_[kLanes] = {};
-  float signal_[kLanes] = {};
-  float error_[kLanes] = {};
-  float token_norm_error_ = 0;
 };
 
 // One plane's heads, in order.

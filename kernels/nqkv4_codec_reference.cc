@@ -100,7 +100,7 @@ void MeasureHead(const EncodeArgs& args, const Nqkv4Layout& layout, size_t head,
     }
     const RowEnergies row{SumLanes(signal), SumLanes(error), SumLanes(decoded)};
     const float weight = RowWeight(row.signal);
-    fidelity.Add(row, weight);
+    fidelity.Add(t, row, weight);
     for (size_t c = 0; c < channels; ++c) {
       const float x = source[first + c];
       channel_energies[c] = std::fma(x * weight, x, channel_energies[c]);

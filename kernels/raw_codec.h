@@ -36,4 +36,7 @@ inline void StoreElement(std::byte* row, size_t index, Dtype dtype, float value)
 EncodeResult RawEncodeReference(const EncodeArgs& args);
 void RawDecodeReference(const DecodeArgs& args);
 
+// Needs AVX2 and F16C.
+void RawDecodeAvx2(const DecodeArgs& args);
+
 }  // namespace nqkv

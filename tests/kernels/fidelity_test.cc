@@ -118,10 +118,10 @@ TEST(FidelityTest, ErrorWithNoFloorLeftIsInfinite) {
 
 TEST(FidelityTest, ErrorBelowAMillionthOfTheSignalCountsAsNone) {
   HeadFidelity head;
-  head.Add({.signal = 2.0f, .error = 2.0f * 0x1p-21f, .decoded = 2.0f}, RowWeight(2.0f));
+  head.Add(0, {.signal = 2.0f, .error = 2.0f * 0x1p-21f, .decoded = 2.0f}, RowWeight(2.0f));
   EXPECT_EQ(head.FloorError(1e-6f), 0);
   HeadFidelity worse;
-  worse.Add({.signal = 2.0f, .error = 2.0f * 0x1p-19f, .decoded = 2.0f}, RowWeight(2.0f));
+  worse.Add(0, {.signal = 2.0f, .error = 2.0f * 0x1p-19f, .decoded = 2.0f}, RowWeight(2.0f));
   EXPECT_FLOAT_EQ(worse.FloorError(0.5f), 0x1p-18f);
 }
 
