@@ -32,7 +32,7 @@ HEADER_FAMILIES = [
     ("std", r"[a-z_]+$"),
     ("std", r"\w*intrin\.h$"),
     ("std", r"(sys|linux|netinet|arpa|sanitizer)/\w+\.h$"),
-    ("std", r"(cpuid|dlfcn|errno|fcntl|getopt|grp|libgen|malloc|netdb|poll|pthread|pwd|sched|signal|stdint|stdlib|string|"
+    ("std", r"(cpuid|dlfcn|errno|fcntl|getopt|grp|libgen|malloc|netdb|poll|pthread|pwd|sched|signal|spawn|stdint|stdlib|string|"
             r"strings|time|ucontext|unistd)\.h$"),
 ]
 
@@ -44,7 +44,7 @@ TARGET_FAMILIES = {
 }
 OWN_TARGETS = {
     "proto": "proto", "proto_generated": "proto", "kernels": "kernels", "storage": "storage", "service": "service",
-    "client": "client", "isal": "isal",
+    "client": "client", "cli": "client", "isal": "isal",
 }
 
 OUTSIDE = {
