@@ -17,7 +17,9 @@ import smollm2
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
 NOVEL = DATA / "pride_and_prejudice.txt.gz"
-NOVEL_SOURCE = "Jane Austen, Pride and Prejudice, as in Debian package r-cran-janeaustenr 1.0.0-1, from its first word on"
+NOVEL_SOURCE = (
+    "Jane Austen, Pride and Prejudice, as in Debian package r-cran-janeaustenr 1.0.0-1, from its first word on"
+)
 NOVEL_LICENCE = "public domain"
 
 
