@@ -1,0 +1,27 @@
+// What every call works with. Plain pointers to what the server owns and outlives all calls.
+#pragma once
+
+#include <memory>
+
+#include "service/byte_budget.h"
+#include "service/cache_registry.h"
+#include "service/call_timer.h"
+#include "service/metrics.h"
+#include "service/options.h"
+#include "service/tenants.h"
+#include "service/worker_pool.h"
+#include "storage/block_store.h"
+
+namespace nqkv {
+
+struct CallEnvironment {
+  BlockStore* store = nullptr;
+  CacheRegistry* caches = nullptr;
+  std::shared_ptr<ByteBudget> budget;
+  WorkerPool* workers = nullptr;
+  CallTimer* timer = nullptr;
+  Metrics* metrics = nullptr;
+  ServiceLimits limits;
+};
+
+}  // namespace nqkv

@@ -1,0 +1,126 @@
+#include "service/flags.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "absl/flags/commandlineflag.h"
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/status_macros.h"
+#include "service/byte_size.h"
+#include "service/version.h"
+
+ABSL_FLAG(std::string, listen, nqkv::Options().listen, "Address for workers: gRPC over TCP, not encrypted.");
+ABSL_FLAG(std::string, http_listen, nqkv::Options().http_listen,
+          "Address for /metrics, /healthz, /readyz and /api/status. Empty: no HTTP.");
+ABSL_FLAG(
+    std::string, socket_dir, "",
+    "Directory of the Unix sockets nqkvd.sock and nqkvd-admin.sock. Empty: /run/nqkv where it can be written, else "
+    "$XDG_RUNTIME_DIR/nqkv, else /tmp/nqkv-<uid>.");
+ABSL_FLAG(nqkv::ByteSize, host_bytes, nqkv::ByteSize(),
+          "Host memory for blocks, such as 40GiB. 0: half of what is available.");
+ABSL_FLAG(std::string, arena_path, "",
+          "File for the blocks, on tmpfs or hugetlbfs; created with mode 0600. Empty: anonymous memory.");
+ABSL_FLAG(bool, prefault, nqkv::StorageOptions().prefault, "Touch all memory for blocks at start.");
+ABSL_FLAG(std::string, backend, nqkv::Options().backend, "auto, cpu or cuda. cuda is not built yet.");
+ABSL_FLAG(uint32_t, codec_threads, nqkv::Options().codec_threads, "Threads that encode and decode. 0: one a core.");
+ABSL_FLAG(uint32_t, codec_queue_max, nqkv::Options().codec_queue_max, "Calls that may wait for such a thread.");
+ABSL_FLAG(nqkv::ByteSize, in_flight_bytes, nqkv::ByteSize{nqkv::Options().in_flight_bytes},
+          "Payload that all calls together may hold outside the memory for blocks.");
+ABSL_FLAG(nqkv::ByteSize, max_message_bytes, nqkv::ByteSize{nqkv::ServiceLimits().message_bytes_max},
+          "Largest message, either way.");
+ABSL_FLAG(nqkv::ByteSize, max_block_raw_bytes, nqkv::ByteSize{nqkv::ServiceLimits().block_raw_bytes_max},
+          "Largest block before encoding. Never more than the memory for blocks.");
+ABSL_FLAG(uint32_t, lookup_keys_max, nqkv::ServiceLimits().lookup_keys_max, "Keys in one Lookup.");
+ABSL_FLAG(uint32_t, get_keys_max, nqkv::ServiceLimits().get_keys_max, "Keys in one Get.");
+ABSL_FLAG(uint32_t, delete_keys_max, nqkv::ServiceLimits().delete_keys_max, "Keys in one Delete.");
+ABSL_FLAG(uint32_t, put_open_blocks_max, nqkv::ServiceLimits().put_open_blocks_max,
+          "Blocks begun and not ended on one Put stream.");
+ABSL_FLAG(uint32_t, caches_max, nqkv::ServiceLimits().caches_max, "Open caches.");
+ABSL_FLAG(uint32_t, shards_max, nqkv::ServiceLimits().shards_max, "Shards of one cache.");
+ABSL_FLAG(double, max_read_seconds, nqkv::ServiceLimits().read_seconds_max, "A Get that takes longer is cancelled.");
+ABSL_FLAG(double, max_put_idle_seconds, nqkv::ServiceLimits().put_idle_seconds_max,
+          "A Put stream with open blocks that sends nothing for longer is ended.");
+ABSL_FLAG(double, drain_seconds, nqkv::Options().drain_seconds,
+          "What calls in flight may take to end after SIGTERM or SIGINT.");
+ABSL_FLAG(std::string, log_level, nqkv::Options().log_level, "debug, info, warning or error.");
+
+namespace nqkv {
+namespace {
+
+constexpr absl::string_view kUsage =
+    "A shared cache tier for the key/value tensors of LLM inference.\n\n"
+    "  nqkvd                                        on loopback, with half of the memory that is available\n"
+    "  nqkvd --host_bytes=40GiB --listen=0.0.0.0:6758\n"
+    "  nqkvd --flagfile=/etc/nqkv/nqkvd.flags\n\n"
+    "Every flag can be given as an environment variable too: NQKV_HOST_BYTES=40GiB. `nqkvd --helpfull` lists all.";
+
+bool IsOurs(absl::string_view filename) { return absl::EndsWith(filename, "service/flags.cc"); }
+
+// Flags of the libraries that we link are not for containers to set.
+absl::Status ApplyEnvironment() {
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (!IsOurs(flag->Filename())) continue;
+    const std::string variable = absl::StrCat("NQKV_", absl::AsciiStrToUpper(name));
+    const char* value = std::getenv(variable.c_str());
+    std::string error;
+    if (value != nullptr && !flag->ParseFrom(value, &error)) {
+      return absl::InvalidArgumentError(absl::StrCat(variable, ": ", error));
+    }
+  }
+  return absl::OkStatus();
+}
+
+Options FromFlags() {
+  Options options;
+  options.listen = absl::GetFlag(FLAGS_listen);
+  options.http_listen = absl::GetFlag(FLAGS_http_listen);
+  options.socket_dir = absl::GetFlag(FLAGS_socket_dir);
+  options.storage.host_bytes = absl::GetFlag(FLAGS_host_bytes).bytes;
+  options.storage.arena_path = absl::GetFlag(FLAGS_arena_path);
+  options.storage.prefault = absl::GetFlag(FLAGS_prefault);
+  options.backend = absl::GetFlag(FLAGS_backend);
+  options.codec_threads = absl::GetFlag(FLAGS_codec_threads);
+  options.codec_queue_max = absl::GetFlag(FLAGS_codec_queue_max);
+  options.in_flight_bytes = absl::GetFlag(FLAGS_in_flight_bytes).bytes;
+  options.limits.message_bytes_max = absl::GetFlag(FLAGS_max_message_bytes).bytes;
+  options.limits.block_raw_bytes_max = absl::GetFlag(FLAGS_max_block_raw_bytes).bytes;
+  options.limits.lookup_keys_max = absl::GetFlag(FLAGS_lookup_keys_max);
+  options.limits.get_keys_max = absl::GetFlag(FLAGS_get_keys_max);
+  options.limits.delete_keys_max = absl::GetFlag(FLAGS_delete_keys_max);
+  options.limits.put_open_blocks_max = absl::GetFlag(FLAGS_put_open_blocks_max);
+  options.limits.caches_max = absl::GetFlag(FLAGS_caches_max);
+  options.limits.shards_max = absl::GetFlag(FLAGS_shards_max);
+  options.limits.read_seconds_max = absl::GetFlag(FLAGS_max_read_seconds);
+  options.limits.put_idle_seconds_max = absl::GetFlag(FLAGS_max_put_idle_seconds);
+  options.drain_seconds = absl::GetFlag(FLAGS_drain_seconds);
+  options.log_level = absl::GetFlag(FLAGS_log_level);
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<Options> OptionsFromCommandLine(int argc, char** argv) {
+  absl::SetProgramUsageMessage(kUsage);
+  absl::FlagsUsageConfig config;
+  config.contains_help_flags = &IsOurs;
+  config.contains_helpshort_flags = &IsOurs;
+  config.version_string = [] { return absl::StrCat("nqkvd ", kVersion, "\n"); };
+  config.normalize_filename = [](absl::string_view) { return std::string("service/flags.cc"); };
+  absl::SetFlagsUsageConfig(config);
+  // Before the command line, which wins.
+  NQKV_RETURN_IF_ERROR(ApplyEnvironment());
+  const std::vector<char*> words = absl::ParseCommandLine(argc, argv);
+  if (words.size() > 1) return absl::InvalidArgumentError(absl::StrCat("'", words[1], "' is no flag; see --help"));
+  return FromFlags();
+}
+
+}  // namespace nqkv

@@ -1,0 +1,116 @@
+#include "service/get_call.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kernels/status_macros.h"
+#include "proto/rpc_status.h"
+
+namespace nqkv {
+namespace {
+
+// One message being filled, one ready, one in the transport.
+constexpr uint64_t kMessagesHeld = 3;
+constexpr absl::Duration kRetryDelay = absl::Milliseconds(100);
+
+}  // namespace
+
+GetCall::GetCall(const CallEnvironment* environment, Transport* transport)
+    : environment_(environment), start_(absl::Now()), transport_(transport) {}
+
+void GetCall::Start(const Tenant& tenant, v1::GetRequest request) {
+  MutexLock lock(&mutex_);
+  const absl::Status status = Prepare(tenant, std::move(request));
+  if (!status.ok()) return Finish(status);
+  const absl::Time due = start_ + absl::Seconds(environment_->limits.read_seconds_max);
+  too_long_ = environment_->timer->Schedule(due, [weak = weak_from_this()] {
+    if (const std::shared_ptr<GetCall> call = weak.lock()) call->OnTooLong();
+  });
+  Advance();
+}
+
+void GetCall::Refuse(const absl::Status& status) {
+  MutexLock lock(&mutex_);
+  Finish(status);
+}
+
+absl::Status GetCall::Prepare(const Tenant& tenant, v1::GetRequest request) {
+  NQKV_ASSIGN_OR_RETURN(stream_, GetStream::Open(environment_, tenant, std::move(request)));
+  absl::StatusOr<ByteBudget::Lease> lease = environment_->budget->Acquire(kMessagesHeld * stream_->buffer_bytes_max());
+  if (!lease.ok()) {
+    environment_->metrics->RecordRejection(Rejection::kBytesInFlight);
+    return lease.status();
+  }
+  lease_ = std::make_shared<PayloadLease>(PayloadLease{environment_->budget, *std::move(lease)});
+  return absl::OkStatus();
+}
+
+void GetCall::OnWriteDone(bool ok) {
+  MutexLock lock(&mutex_);
+  writing_ = false;
+  if (!ok) cancelled_ = true;
+  Advance();
+}
+
+void GetCall::OnCancel() {
+  MutexLock lock(&mutex_);
+  cancelled_ = true;
+  Advance();
+}
+
+void GetCall::OnTooLong() {
+  MutexLock lock(&mutex_);
+  if (finished_) return;
+  environment_->metrics->RecordRejection(Rejection::kReadTooLong);
+  status_ = absl::DeadlineExceededError(
+      absl::StrCat("the read took longer than ", environment_->limits.read_seconds_max, " s (--max_read_seconds)"));
+  cancelled_ = true;
+  if (writing_) transport_->Cancel();  // The client does not read: nothing else ends the write.
+  Advance();
+}
+
+void GetCall::Advance() {
+  if (finished_) return;
+  if (cancelled_ && status_.ok()) status_ = absl::CancelledError("the call was cancelled");
+  if (cancelled_) ready_.reset();
+  if (!writing_ && ready_.has_value()) {
+    writing_ = true;
+    transport_->StartWrite(*std::exchange(ready_, std::nullopt));
+  }
+  if (working_) return;
+  if (status_.ok() && !ready_.has_value() && !stream_->done()) return StartWork();
+  if (!writing_ && !ready_.has_value()) Finish(status_);
+}
+
+void GetCall::StartWork() {
+  working_ = true;
+  if (environment_->workers->TryPost([self = shared_from_this()] { self->Work(); })) return;
+  working_ = false;
+  environment_->metrics->RecordRejection(Rejection::kQueueFull);
+  status_ = WithRetry(absl::ResourceExhaustedError("too many calls wait for a codec thread"), kRetryDelay);
+  Advance();
+}
+
+void GetCall::Work() {
+  absl::StatusOr<OutgoingMessage> message = stream_->Next(lease_);
+  MutexLock lock(&mutex_);
+  working_ = false;
+  if (message.ok()) {
+    ready_ = *std::move(message);
+  } else if (status_.ok()) {
+    status_ = message.status();
+  }
+  Advance();
+}
+
+void GetCall::Finish(const absl::Status& status) {
+  finished_ = true;
+  if (too_long_.has_value()) environment_->timer->Cancel(*too_long_);
+  stream_.reset();  // Pins go now, not when the transport lets go of the call.
+  lease_.reset();
+  environment_->metrics->RecordRpc(Rpc::kGet, status.code(), absl::Now() - start_);
+  std::exchange(transport_, nullptr)->Finish(status);
+}
+
+}  // namespace nqkv

@@ -1,0 +1,66 @@
+// One Get call: when to decode, write and end. Knows no transport; GetStream knows what the messages hold.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "nqkv/v1/kv_cache.pb.h"
+#include "service/call_environment.h"
+#include "service/call_message.h"
+#include "service/call_timer.h"
+#include "service/get_stream.h"
+#include "storage/mutex.h"
+
+namespace nqkv {
+
+// Thread-safe. Decodes one message ahead of the one that is written. What its messages may hold is taken from the
+// budget before the first, so a call that has begun never ends for want of it; it is given back when the last message
+// is gone.
+class GetCall : public std::enable_shared_from_this<GetCall> {
+ public:
+  // Called with the call's lock held: none of these may call back into the call before it has returned.
+  class Transport {
+   public:
+    virtual ~Transport() = default;
+    virtual void StartWrite(OutgoingMessage message) = 0;  // Ends in OnWriteDone.
+    virtual void Finish(const absl::Status& status) = 0;
+    virtual void Cancel() = 0;  // Makes a write that hangs end, with false.
+  };
+
+  // `environment` and, until Finish, `transport` must outlive the call.
+  GetCall(const CallEnvironment* environment, Transport* transport);
+
+  void Start(const Tenant& tenant, v1::GetRequest request) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends a call that has not been started.
+  void Refuse(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnWriteDone(bool ok) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The client has gone, or its deadline has passed.
+  void OnCancel() ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  absl::Status Prepare(const Tenant& tenant, v1::GetRequest request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Work() ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnTooLong() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Starts whatever can be started.
+  void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StartWork() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Finish(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const CallEnvironment* const environment_;
+  const absl::Time start_;
+  mutable Mutex mutex_;
+  Transport* transport_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<GetStream> stream_;    // The worker's while `working_`, else guarded by `mutex_`.
+  std::shared_ptr<PayloadLease> lease_;  // Likewise.
+  std::optional<OutgoingMessage> ready_ ABSL_GUARDED_BY(mutex_);
+  std::optional<CallTimer::Ticket> too_long_ ABSL_GUARDED_BY(mutex_);
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);  // Not OK: how the call will end.
+  bool working_ ABSL_GUARDED_BY(mutex_) = false;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace nqkv

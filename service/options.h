@@ -1,0 +1,44 @@
+// How the server is set up. Plain values with their defaults; flags.cc fills them, Validate() checks them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "storage/options.h"
+
+namespace nqkv {
+
+// Bounds on what one request, cache or stream may ask for. OpenCache tells clients those that concern them.
+struct ServiceLimits {
+  uint64_t message_bytes_max = uint64_t{32} << 20;  // Of one message, either way.
+  uint64_t message_bytes_best = uint64_t{1} << 20;  // What Get aims at.
+  uint32_t lookup_keys_max = 65'536;                // In one Lookup, over all chains.
+  uint32_t get_keys_max = 4'096;
+  uint32_t delete_keys_max = 65'536;
+  uint32_t put_open_blocks_max = 64;                 // Begun and not ended on one stream.
+  uint64_t block_raw_bytes_max = uint64_t{1} << 30;  // Of one block of a layer group, before encoding.
+  uint32_t caches_max = 1'024;
+  uint32_t shards_max = 4'096;  // In one cache.
+  double read_seconds_max = 30;
+  double put_idle_seconds_max = 30;  // A Put stream with open blocks that sends nothing for longer is cancelled.
+};
+
+struct Options {
+  std::string listen = "127.0.0.1:6758";           // Workers: gRPC over TCP.
+  std::string http_listen = "127.0.0.1:6759";      // Metrics, health, status. Empty: no HTTP.
+  std::string socket_dir;                          // Of the Unix sockets. Empty: DefaultSocketDirectory().
+  StorageOptions storage = {.host_bytes = 0};      // 0 bytes: DefaultHostBytes().
+  std::string backend = "auto";                    // "auto", "cpu" or "cuda".
+  uint32_t codec_threads = 0;                      // 0: one a core.
+  uint32_t codec_queue_max = 4'096;                // Calls that may wait for a codec thread.
+  uint64_t in_flight_bytes = uint64_t{256} << 20;  // Payload held by all calls together, outside the arena.
+  double drain_seconds = 10;                       // What is in flight at SIGTERM may take so long to end.
+  std::string log_level = "info";
+  ServiceLimits limits;
+
+  // INVALID_ARGUMENT naming the flag.
+  absl::Status Validate() const;
+};
+
+}  // namespace nqkv

@@ -1,0 +1,239 @@
+#include "service/server.h"
+
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/grpcpp.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
+#include "kernels/codec.h"
+#include "kernels/status_macros.h"
+#include "service/admin_service.h"
+#include "service/byte_size.h"
+#include "service/call_environment.h"
+#include "service/http_server.h"
+#include "service/kv_cache_service.h"
+#include "service/listen_address.h"
+#include "service/machine.h"
+#include "service/rpc_heartbeat.h"
+#include "service/socket_lock.h"
+#include "service/status_report.h"
+#include "service/tenants.h"
+#include "service/watchdog.h"
+#include "spdlog/spdlog.h"
+#include "storage/block_store.h"
+
+namespace nqkv {
+namespace {
+
+constexpr absl::Duration kWorkerStallMax = absl::Seconds(10);
+constexpr absl::Duration kRpcStallMax = absl::Seconds(10);
+
+// What the machine decides where the flags do not.
+void FillDefaults(Options* options) {
+  if (options->socket_dir.empty()) options->socket_dir = DefaultSocketDirectory();
+  if (options->storage.host_bytes == 0) options->storage.host_bytes = DefaultHostBytes();
+  if (options->codec_threads == 0) options->codec_threads = AvailableCores();
+}
+
+absl::Status CheckSocketPath(const std::string& path) {
+  if (path.size() < sizeof(sockaddr_un::sun_path)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--socket_dir: ", path, " is too long for a Unix socket: ",
+                                                 path.size(), " bytes, at most ", sizeof(sockaddr_un::sun_path) - 1));
+}
+
+void LogBackend() {
+  const std::string gpu = VisibleGpu();
+  spdlog::info("CPU backend, codec path {}{}", std::string(CodecPathName()),
+               gpu.empty()
+                   ? ""
+                   : absl::StrCat("; a GPU is visible (", gpu, ") and not used: the CUDA backend is not built yet"));
+}
+
+// gRPC's own words, in our log: errors of a start are said once, by us.
+void ForwardGrpcLog(gpr_log_func_args* args) {
+  if (args->severity == GPR_LOG_SEVERITY_ERROR) spdlog::debug("gRPC: {}", args->message);
+}
+
+absl::Status Annotate(const absl::Status& status, absl::string_view prefix) {
+  return absl::Status(status.code(), absl::StrCat(prefix, ": ", status.message()));
+}
+
+class ServerImpl final : public Server {
+ public:
+  explicit ServerImpl(Options options) : options_(std::move(options)) {}
+  ~ServerImpl() override { Drain(absl::ZeroDuration()); }
+
+  absl::Status Start() {
+    NQKV_RETURN_IF_ERROR(PrepareSockets());
+    NQKV_RETURN_IF_ERROR(CreateParts());
+    NQKV_RETURN_IF_ERROR(StartWorkersServer());
+    NQKV_RETURN_IF_ERROR(StartAdminServer());
+    NQKV_RETURN_IF_ERROR(StartHttp());
+    report_->SetServing(true);
+    workers_server_->GetHealthCheckService()->SetServingStatus(true);
+    return absl::OkStatus();
+  }
+
+  std::string address() const override { return address_.ToString(); }
+  std::string http_address() const override { return http_ == nullptr ? "" : http_->address().ToString(); }
+  std::string socket_path() const override { return absl::StrCat(options_.socket_dir, "/nqkvd.sock"); }
+  std::string admin_socket_path() const override { return absl::StrCat(options_.socket_dir, "/nqkvd-admin.sock"); }
+  const Options& options() const override { return options_; }
+
+  void Drain(absl::Duration grace) override {
+    if (report_ != nullptr) report_->SetServing(false);
+    const auto deadline = absl::ToChronoTime(absl::Now() + grace);
+    if (workers_server_ != nullptr) {
+      workers_server_->GetHealthCheckService()->SetServingStatus(false);
+      workers_server_->Shutdown(deadline);
+      workers_server_->Wait();
+    }
+    if (admin_server_ != nullptr) {
+      admin_server_->Shutdown(deadline);
+      admin_server_->Wait();
+    }
+  }
+
+ private:
+  absl::Status PrepareSockets() {
+    NQKV_RETURN_IF_ERROR(CheckSocketPath(admin_socket_path()));
+    NQKV_RETURN_IF_ERROR(PrepareSocketDirectory(options_.socket_dir));
+    NQKV_ASSIGN_OR_RETURN(lock_, SocketLock::Acquire(absl::StrCat(options_.socket_dir, "/nqkvd.lock")));
+    return absl::OkStatus();
+  }
+
+  absl::Status CreateParts() {
+    // The port is looked at before the arena is: filling gigabytes only to find it taken would be slow.
+    NQKV_ASSIGN_OR_RETURN(address_, ListenAddress::Parse(options_.listen));
+    absl::Status probe = address_.Probe();
+    if (!probe.ok()) return Annotate(probe, "--listen");
+    NQKV_RETURN_IF_ERROR(CheckMemory());
+    NQKV_ASSIGN_OR_RETURN(store_, BlockStore::Create(options_.storage));
+    const uint64_t capacity = store_->Stats().capacity_bytes;
+    ServiceLimits& limits = options_.limits;
+    limits.block_raw_bytes_max = std::min(limits.block_raw_bytes_max, capacity);
+    const CacheRegistry::Bounds bounds = {.spec = {.block_raw_bytes_max = limits.block_raw_bytes_max,
+                                                   .plane_raw_bytes_max = options_.in_flight_bytes / 4},
+                                          .caches_max = limits.caches_max,
+                                          .shards_max = limits.shards_max};
+    caches_ = std::make_unique<CacheRegistry>(bounds, &metrics_);
+    workers_ = std::make_unique<WorkerPool>(options_.codec_threads, options_.codec_queue_max);
+    environment_ = {.store = store_.get(),
+                    .caches = caches_.get(),
+                    .budget = std::make_shared<ByteBudget>(options_.in_flight_bytes),
+                    .workers = workers_.get(),
+                    .timer = &timer_,
+                    .metrics = &metrics_,
+                    .limits = limits};
+    watchdog_.Watch("workers", kWorkerStallMax, [workers = workers_.get()] { return workers->LongestRun(); });
+    watchdog_.Watch("rpc", kRpcStallMax, [this] { return heartbeat_.Age(); });
+    report_ = std::make_unique<StatusReport>(&environment_, &watchdog_);
+    cache_service_ = std::make_unique<KvCacheService>(&environment_, &tenants_);
+    admin_service_ = std::make_unique<AdminService>(report_.get());
+    return absl::OkStatus();
+  }
+
+  // An arena in memory is not touched yet when it is made: the system would say yes now and kill us later.
+  absl::Status CheckMemory() const {
+    const uint64_t available = AvailableMemoryBytes();
+    if (!options_.storage.arena_path.empty() || options_.storage.host_bytes <= available) return absl::OkStatus();
+    return absl::ResourceExhaustedError(absl::StrCat("--host_bytes: ", ShowBytes(options_.storage.host_bytes),
+                                                     " asked for, but only ", ShowBytes(available),
+                                                     " of memory are available"));
+  }
+
+  void ConfigureBuilder(grpc::ServerBuilder* builder, const grpc::ResourceQuota& quota) const {
+    builder->SetResourceQuota(quota);
+    builder->SetMaxReceiveMessageSize(static_cast<int>(options_.limits.message_bytes_max));
+    builder->SetMaxSendMessageSize(-1);
+    builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    // Reflection is a synchronous service: one poller is plenty.
+    builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
+    builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
+    builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 2);
+  }
+
+  absl::Status StartWorkersServer() {
+    grpc::ResourceQuota quota("workers");
+    quota.Resize(2 * options_.in_flight_bytes);
+    grpc::ServerBuilder builder;
+    ConfigureBuilder(&builder, quota);
+    int port = 0;
+    builder.AddListeningPort(address_.ToString(), grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(absl::StrCat("unix:", socket_path()), grpc::InsecureServerCredentials());
+    builder.RegisterService(cache_service_.get());
+    workers_server_ = builder.BuildAndStart();
+    if (workers_server_ == nullptr || port == 0) {
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", address_.ToString(), " and ", socket_path()));
+    }
+    address_.port = static_cast<uint16_t>(port);
+    workers_server_->GetHealthCheckService()->SetServingStatus(false);
+    return absl::OkStatus();
+  }
+
+  absl::Status StartAdminServer() {
+    grpc::ResourceQuota quota("admin");
+    quota.Resize(uint64_t{64} << 20);
+    grpc::ServerBuilder builder;
+    ConfigureBuilder(&builder, quota);
+    int port = 0;
+    builder.AddListeningPort(absl::StrCat("unix:", admin_socket_path()), grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(admin_service_.get());
+    admin_server_ = builder.BuildAndStart();
+    if (admin_server_ != nullptr && port != 0) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", admin_socket_path()));
+  }
+
+  absl::Status StartHttp() {
+    if (options_.http_listen.empty()) return absl::OkStatus();
+    NQKV_ASSIGN_OR_RETURN(const ListenAddress address, ListenAddress::Parse(options_.http_listen));
+    absl::StatusOr<std::unique_ptr<HttpServer>> http = HttpServer::Start(address, &metrics_.registry(), report_.get());
+    if (!http.ok()) return Annotate(http.status(), "--http_listen");
+    http_ = *std::move(http);
+    return absl::OkStatus();
+  }
+
+  // In order of dependency: what stands later goes first.
+  Options options_;
+  SocketLock lock_;
+  ListenAddress address_;
+  Tenants tenants_;
+  Metrics metrics_;
+  std::unique_ptr<BlockStore> store_;
+  std::unique_ptr<CacheRegistry> caches_;
+  CallTimer timer_;
+  CallEnvironment environment_;
+  std::unique_ptr<WorkerPool> workers_;
+  RpcHeartbeat heartbeat_;
+  Watchdog watchdog_;
+  std::unique_ptr<StatusReport> report_;
+  std::unique_ptr<KvCacheService> cache_service_;
+  std::unique_ptr<AdminService> admin_service_;
+  std::unique_ptr<grpc::Server> workers_server_;
+  std::unique_ptr<grpc::Server> admin_server_;
+  std::unique_ptr<HttpServer> http_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(Options options) {
+  NQKV_RETURN_IF_ERROR(options.Validate());
+  FillDefaults(&options);
+  NQKV_RETURN_IF_ERROR(options.storage.Validate());
+  gpr_set_log_function(&ForwardGrpcLog);
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  LogBackend();
+  auto server = std::make_unique<ServerImpl>(std::move(options));
+  NQKV_RETURN_IF_ERROR(server->Start());
+  return server;
+}
+
+}  // namespace nqkv

@@ -1,0 +1,204 @@
+#include "service/status_report.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kernels/codec.h"
+#include "service/version.h"
+
+namespace nqkv {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::vector<ClientMetric::Label>;
+
+// One family after the other, in Prometheus' own structs.
+class FamilyList {
+ public:
+  void Gauge(const char* name, const char* help, double value, Labels labels = {}) {
+    ClientMetric metric;
+    metric.gauge.value = value;
+    Add(name, help, MetricType::Gauge, std::move(metric), std::move(labels));
+  }
+  void Counter(const char* name, const char* help, double value, Labels labels = {}) {
+    ClientMetric metric;
+    metric.counter.value = value;
+    Add(name, help, MetricType::Counter, std::move(metric), std::move(labels));
+  }
+  std::vector<MetricFamily> Take() { return std::move(families_); }
+
+ private:
+  // Samples of one family come one after the other.
+  void Add(const char* name, const char* help, MetricType type, ClientMetric metric, Labels labels) {
+    metric.label = std::move(labels);
+    if (families_.empty() || families_.back().name != name) families_.push_back({name, help, type, {}});
+    families_.back().metric.push_back(std::move(metric));
+  }
+
+  std::vector<MetricFamily> families_;
+};
+
+double ToDouble(uint64_t value) { return static_cast<double>(value); }
+
+void CollectStore(const StoreStats& stats, FamilyList* families) {
+  const Labels host = {{"tier", "host"}};
+  families->Gauge("nqkv_capacity_bytes", "Bytes that the tier can hold.", ToDouble(stats.capacity_bytes), host);
+  families->Gauge("nqkv_used_bytes", "Bytes of slots that are taken, rounding included.", ToDouble(stats.used_bytes),
+                  host);
+  families->Gauge("nqkv_stored_bytes", "Encoded bytes of the blocks stored.", ToDouble(stats.stored_bytes), host);
+  families->Gauge("nqkv_raw_equivalent_bytes", "What the stored blocks would take raw.", ToDouble(stats.raw_bytes),
+                  host);
+  families->Gauge("nqkv_reserved_bytes", "Bytes of blocks that are being written.", ToDouble(stats.reserved_bytes),
+                  host);
+  families->Gauge("nqkv_pinned_bytes", "Bytes that readers hold.", ToDouble(stats.pinned_bytes), host);
+  families->Gauge("nqkv_pinned_parts", "Parts of blocks that readers hold.", ToDouble(stats.pinned_parts), host);
+  families->Gauge("nqkv_blocks", "Blocks stored.", ToDouble(stats.blocks), host);
+  families->Gauge("nqkv_parts", "Parts of blocks stored, as shards put them.", ToDouble(stats.parts), host);
+  families->Gauge("nqkv_free_slabs", "Slabs that belong to no size class.", ToDouble(stats.free_slabs), host);
+  for (const SizeClassStats& size_class : stats.classes) {
+    const std::string bytes = absl::StrCat(size_class.slot_bytes);
+    families->Gauge("nqkv_slabs", "Slabs, by size of their slots.", ToDouble(size_class.slabs),
+                    {{"tier", "host"}, {"slot_bytes", bytes}});
+  }
+  for (const SizeClassStats& size_class : stats.classes) {
+    const std::string bytes = absl::StrCat(size_class.slot_bytes);
+    const char* help = "Slots, by their size and whether they are taken.";
+    families->Gauge("nqkv_slots", help, ToDouble(size_class.used_slots),
+                    {{"tier", "host"}, {"slot_bytes", bytes}, {"state", "used"}});
+    families->Gauge("nqkv_slots", help, ToDouble(size_class.slots - size_class.used_slots),
+                    {{"tier", "host"}, {"slot_bytes", bytes}, {"state", "free"}});
+  }
+  families->Counter("nqkv_evicted_blocks_total", "Blocks forgotten to make room.", ToDouble(stats.evicted_blocks_total),
+                    host);
+  families->Counter("nqkv_evicted_bytes_total", "Encoded bytes forgotten to make room.",
+                    ToDouble(stats.evicted_bytes_total), host);
+  families->Counter("nqkv_refused_reservations_total", "Blocks for which no room could be made.",
+                    ToDouble(stats.rejected_reservations_total), host);
+}
+
+void CollectCaches(const CallEnvironment& environment, FamilyList* families) {
+  const std::vector<std::shared_ptr<Cache>> caches = environment.caches->List();
+  std::map<std::string, CacheStats> by_label;
+  for (const std::shared_ptr<Cache>& cache : caches) {
+    // The same bound as the counters': the first names keep their own label.
+    const bool own = by_label.size() < Metrics::kCacheLabelsMax;
+    CacheStats& sum = by_label[own ? cache->name() : "other"];
+    const CacheStats stats = environment.store->StatsOf(cache->tenant().id, cache->id());
+    sum.blocks += stats.blocks;
+    sum.stored_bytes += stats.stored_bytes;
+    sum.raw_bytes += stats.raw_bytes;
+    sum.used_bytes += stats.used_bytes;
+  }
+  families->Gauge("nqkv_caches", "Open caches.", ToDouble(caches.size()));
+  for (const auto& [label, stats] : by_label) {
+    families->Gauge("nqkv_cache_blocks", "Blocks stored, by cache.", ToDouble(stats.blocks), {{"cache", label}});
+  }
+  for (const auto& [label, stats] : by_label) {
+    families->Gauge("nqkv_cache_stored_bytes", "Encoded bytes stored, by cache.", ToDouble(stats.stored_bytes),
+                    {{"cache", label}});
+  }
+  for (const auto& [label, stats] : by_label) {
+    families->Gauge("nqkv_cache_raw_equivalent_bytes", "What a cache's blocks would take raw.",
+                    ToDouble(stats.raw_bytes), {{"cache", label}});
+  }
+}
+
+void CollectFlow(const CallEnvironment& environment, FamilyList* families) {
+  families->Gauge("nqkv_in_flight_bytes", "Payload that calls hold outside the store.",
+                  ToDouble(environment.budget->used_bytes()));
+  families->Gauge("nqkv_in_flight_limit_bytes", "What they may hold.", ToDouble(environment.budget->limit_bytes()));
+  families->Gauge("nqkv_worker_queue_depth", "Calls that wait for a codec thread.",
+                  ToDouble(environment.workers->queue_depth()));
+  families->Gauge("nqkv_worker_queue_limit", "Calls that may wait for one.",
+                  ToDouble(environment.workers->queue_max()));
+  families->Gauge("nqkv_worker_threads", "Codec threads.", ToDouble(environment.workers->thread_count()));
+}
+
+}  // namespace
+
+StatusReport::StatusReport(const CallEnvironment* environment, const Watchdog* watchdog)
+    : environment_(environment), watchdog_(watchdog), start_(absl::Now()) {}
+
+bool StatusReport::IsReady(std::string* reason) const {
+  std::string found = serving_ ? "" : "draining";
+  for (const Watchdog::Heartbeat& heartbeat : watchdog_->Check()) {
+    if (!heartbeat.stalled()) continue;
+    found = absl::StrCat(heartbeat.part, " has not moved for ", absl::FormatDuration(heartbeat.age));
+  }
+  if (reason != nullptr) *reason = found;
+  return found.empty();
+}
+
+v1::GetStatsResponse StatusReport::Stats() const {
+  const StoreStats store = environment_->store->Stats();
+  const Metrics::Totals totals = environment_->metrics->Sum();
+  v1::GetStatsResponse stats;
+  stats.set_version(std::string(kVersion));
+  stats.set_backend("cpu");
+  stats.set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - start_));
+  stats.set_ready(IsReady());
+  stats.set_caches(environment_->caches->List().size());
+  stats.set_blocks(store.blocks);
+  stats.set_pinned_blocks(store.pinned_parts);
+  stats.set_capacity_bytes(store.capacity_bytes);
+  stats.set_used_bytes(store.used_bytes);
+  stats.set_stored_bytes(store.stored_bytes);
+  stats.set_raw_bytes(store.raw_bytes);
+  stats.set_lookups_total(totals.lookups);
+  stats.set_lookup_keys_total(totals.lookup_keys);
+  stats.set_hit_keys_total(totals.hit_keys);
+  stats.set_put_blocks_total(totals.put_blocks);
+  stats.set_get_blocks_total(totals.get_blocks);
+  stats.set_evicted_blocks_total(store.evicted_blocks_total);
+  stats.set_fallback_planes_total(totals.fallback_planes);
+  stats.set_checksum_failures_total(totals.checksum_failures);
+  stats.set_in_flight_bytes(environment_->budget->used_bytes());
+  stats.set_rejected_total(totals.rejections);
+  return stats;
+}
+
+v1::ListCachesResponse StatusReport::Caches() const {
+  v1::ListCachesResponse response;
+  for (const std::shared_ptr<Cache>& cache : environment_->caches->List()) {
+    const CacheStats stats = environment_->store->StatsOf(cache->tenant().id, cache->id());
+    v1::CacheInfo* info = response.add_caches();
+    info->set_tenant(cache->tenant().name);
+    info->set_name(cache->name());
+    info->set_model(cache->spec().model());
+    info->set_spec_fingerprint(cache->fingerprint());
+    info->set_codec(cache->policy().Name());
+    info->set_blocks(stats.blocks);
+    info->set_stored_bytes(stats.stored_bytes);
+    info->set_raw_bytes(stats.raw_bytes);
+    info->set_used_bytes(stats.used_bytes);
+    info->set_shards(static_cast<uint32_t>(cache->shard_count()));
+  }
+  return response;
+}
+
+std::vector<MetricFamily> StatusReport::Collect() const {
+  FamilyList families;
+  CollectStore(environment_->store->Stats(), &families);
+  CollectCaches(*environment_, &families);
+  CollectFlow(*environment_, &families);
+  for (const Watchdog::Heartbeat& heartbeat : watchdog_->Check()) {
+    families.Gauge("nqkv_heartbeat_age_seconds", "How long ago a part of the service last moved.",
+                   absl::ToDoubleSeconds(heartbeat.age), {{"part", heartbeat.part}});
+  }
+  families.Gauge("nqkv_ready", "1 when the service takes calls.", IsReady() ? 1 : 0);
+  families.Gauge("nqkv_start_time_seconds", "When the service started, since the epoch.",
+                 absl::ToDoubleSeconds(start_ - absl::UnixEpoch()));
+  families.Gauge("nqkv_build_info", "Always 1; the labels say what is running.", 1,
+                 {{"version", std::string(kVersion)},
+                  {"backend", "cpu"},
+                  {"codec_path", std::string(CodecPathName())},
+                  {"compiler", __VERSION__}});
+  return families.Take();
+}
+
+}  // namespace nqkv
