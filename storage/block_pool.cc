@@ -302,7 +302,7 @@ std::optional<uint32_t> BlockPool::FindOwner(uint64_t bytes, absl::FunctionRef<b
 void BlockPool::AddStats(StoreStats* stats) const {
   MutexLock lock(&mutex_);
   stats->used_bytes = used_bytes_;
-  for (const auto& [first_page, pages] : free_runs_) stats->free_slabs += pages;
+  for (const auto& [first_page, pages] : free_runs_) stats->free_bytes += pages * kPageBytes;
   for (SizeClass size_class = 0; size_class < classes_.size(); ++size_class) {
     const Class& slots = classes_[size_class];
     if (slots.slabs == 0) continue;

@@ -56,7 +56,7 @@ class BlockPool {
   std::optional<uint32_t> FindOwner(uint64_t bytes, absl::FunctionRef<bool(uint32_t owner)> movable) const
       ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Fills used_bytes, free_slabs and classes.
+  // Fills used_bytes, free_bytes and classes.
   void AddStats(StoreStats* stats) const ABSL_LOCKS_EXCLUDED(mutex_);
   uint64_t used_bytes() const ABSL_LOCKS_EXCLUDED(mutex_);
 

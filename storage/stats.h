@@ -28,7 +28,7 @@ struct StoreStats {
   uint64_t evicted_bytes_total = 0;
   uint64_t damaged_blocks_total = 0;
   uint64_t rejected_reservations_total = 0;
-  uint64_t free_slabs = 0;              // Pages that belong to no class.
+  uint64_t free_bytes = 0;              // Of pages that belong to no class.
   std::vector<SizeClassStats> classes;  // Those in use.
 };
 
