@@ -6,8 +6,8 @@
 The text is cut into windows. The KV cache of each window's prefix, whole blocks of 64 tokens, goes through a running
 nqkvd and is loaded back; the rest of the window is then scored on top of what came back. Perplexity, KL divergence and
 top-1 agreement are against the same rest on top of a prefix stored raw, which must come back unchanged. Beside the
-service's codecs stand llama.cpp's q4_0 and q8_0, applied here. Intervals are 95 %, from a bootstrap over windows, paired,
-since every codec scores the same tokens.
+service's codecs stand llama.cpp's q4_0 and q8_0, applied here. Intervals are 95 %, from a bootstrap over windows, which
+is paired since every codec scores the same tokens.
 """
 
 import argparse
