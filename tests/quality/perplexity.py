@@ -221,7 +221,7 @@ def machine():
 def failures_of(results, args):
     """Prints in what a codec of the service is worse than it may be, and returns whether any is."""
     failures = []
-    for name in ("nqkv4 g64", "auto"):
+    for name in ("nqkv4-g64", "auto"):
         figures = results["codecs"][name]
         if figures["perplexity_over_raw_percent"] > args.max_increase:
             failures.append(f"{name} raises perplexity by more than {args.max_increase} %")
@@ -276,7 +276,7 @@ def main():
         messages = stubs.messages
         codecs = [
             ServiceCodec("raw", stubs, channel, model, codec=messages.CODEC_RAW),
-            ServiceCodec("nqkv4 g64", stubs, channel, model, codec=messages.CODEC_NQKV4, scale_group=64),
+            ServiceCodec("nqkv4-g64", stubs, channel, model, codec=messages.CODEC_NQKV4, scale_group=64),
             ServiceCodec("auto", stubs, channel, model, codec=messages.CODEC_AUTO),
             LlamaCodec("llama.cpp q4_0", gguf.GGMLQuantizationType.Q4_0),
             LlamaCodec("llama.cpp q8_0", gguf.GGMLQuantizationType.Q8_0),
