@@ -59,7 +59,7 @@ void CollectStore(const StoreStats& stats, FamilyList* families) {
   families->Gauge("nqkv_pinned_parts", "Parts of blocks that readers hold.", ToDouble(stats.pinned_parts), host);
   families->Gauge("nqkv_blocks", "Blocks stored.", ToDouble(stats.blocks), host);
   families->Gauge("nqkv_parts", "Parts of blocks stored, as shards put them.", ToDouble(stats.parts), host);
-  families->Gauge("nqkv_free_slabs", "Slabs that belong to no size class.", ToDouble(stats.free_slabs), host);
+  families->Gauge("nqkv_free_pages_bytes", "Pages that belong to no size class.", ToDouble(stats.free_bytes), host);
   for (const SizeClassStats& size_class : stats.classes) {
     const std::string bytes = absl::StrCat(size_class.slot_bytes);
     families->Gauge("nqkv_slabs", "Slabs, by size of their slots.", ToDouble(size_class.slabs),
