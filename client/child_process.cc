@@ -65,7 +65,7 @@ absl::StatusOr<std::string> RunSelf(const std::vector<std::string>& words) {
   int status = 0;
   while (waitpid(child.id, &status, 0) < 0 && errno == EINTR) continue;
   if (too_much) return absl::ResourceExhaustedError("the process wrote too much");
-  if (WIFSIGNALED(status)) return absl::AbortedError(absl::StrCat("the process ended by signal ", WTERMSIG(status)));
+  if (WIFSIGNALED(status)) return absl::InternalError(absl::StrCat("the process ended by signal ", WTERMSIG(status)));
   if (WEXITSTATUS(status) != 0) {
     return absl::AbortedError(absl::StrCat("the process ended with exit code ", WEXITSTATUS(status)));
   }
