@@ -53,6 +53,8 @@ struct EncodeArgs {
   PlaneShape shape;
   PlaneCodec codec;
   std::span<std::byte> encoded;  // Exactly EncodedBytes(codec, shape) bytes.
+  // False: errors and crc32c stay 0. For measuring what they cost; what is stored always has them.
+  bool measure = true;
 };
 
 struct EncodeResult {

@@ -38,42 +38,20 @@ PlaneErrors PlaneFidelity::errors() const {
   return errors;
 }
 
-namespace {
-
-// Energies are not negative, so their bits order as they do.
-size_t CountAbove(std::span<const float> energies, int32_t bits) {
-  size_t count = 0;
-  for (float energy : energies) count += std::bit_cast<int32_t>(energy) > bits;
-  return count;
-}
-
-}  // namespace
-
 float FloorEnergy(std::span<const float> energies) {
-  const size_t strong = StrongChannels(energies.size());
-  // The smallest bits with at most `strong` energies above them; exact search, since the sum must not depend on luck.
-  int32_t low = -1;  // More than `strong` above, or every energy.
-  int32_t high = std::bit_cast<int32_t>(*std::max_element(energies.begin(), energies.end()));
-  size_t above = 0;  // Energies above `high`.
-  while (above != strong && high - low > 1) {
-    const int32_t middle = low + (high - low) / 2;
-    const size_t count = CountAbove(energies, middle);
-    if (count > strong) {
-      low = middle;
-    } else {
-      high = middle;
-      above = count;
-    }
-  }
-  // Ties at the border: of the energies that equal `high` only as many are left out as are missing.
-  const bool tied = above != strong;
-  const size_t kept_ties = tied ? CountAbove(energies, high - 1) - strong : 0;
-  const int32_t kept_max = tied ? high - 1 : high;
-  float lanes[kLanes] = {};
-  for (size_t c = 0; c < energies.size(); ++c) {
-    lanes[c % kLanes] += std::bit_cast<int32_t>(energies[c]) > kept_max ? 0.0f : energies[c];
-  }
-  return SumLanes(lanes) + static_cast<float>(kept_ties) * std::bit_cast<float>(high);
+  const auto is_above = [](float energy, int32_t bits) { return std::bit_cast<int32_t>(energy) > bits; };
+  const auto count_above = [&](int32_t bits) {
+    size_t count = 0;
+    for (float energy : energies) count += is_above(energy, bits);
+    return count;
+  };
+  const auto sum_up_to = [&](int32_t bits) {
+    float lanes[kLanes] = {};
+    for (size_t c = 0; c < energies.size(); ++c) lanes[c % kLanes] += is_above(energies[c], bits) ? 0.0f : energies[c];
+    return SumLanes(lanes);
+  };
+  const float largest = *std::max_element(energies.begin(), energies.end());
+  return SplitFloor(StrongChannels(energies.size()), std::bit_cast<int32_t>(largest), count_above, sum_up_to);
 }
 
 }  // namespace nqkv

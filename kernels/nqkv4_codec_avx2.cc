@@ -107,8 +107,6 @@ template <typename Combine>
 
 // Up to eight tokens' rows of one head, on the way from source to codes.
 struct Batch {
-  size_t rows;
-  size_t first_lane;  // Token of the first row, modulo kLanes.
   alignas(32) float values[kBatchFloats];
   alignas(32) float absmax_lanes[kBatchGroups + kVector][kVector];
   alignas(32) float scales[kBatchGroups + kVector];    // As fp32.
@@ -122,6 +120,14 @@ struct Batch {
   alignas(32) float weights[kLanes];
 };
 
+inline void ClearLanes(Batch& batch) {
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    _mm256_store_ps(batch.signal_lanes[lane], _mm256_setzero_ps());
+    _mm256_store_ps(batch.error_lanes[lane], _mm256_setzero_ps());
+    _mm256_store_ps(batch.decoded_lanes[lane], _mm256_setzero_ps());
+  }
+}
+
 struct Shape {
   size_t channels;
   size_t padded;  // Up to a whole run. The padding is zeros, which change no sum and no maximum.
@@ -133,20 +139,26 @@ template <Dtype kDtype>
 [[gnu::always_inline]] inline void LoadRow(const std::byte* source, const Shape& shape, float* values,
                                            float (*absmax_lanes)[kVector], float* signal_lanes) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  __m256 signal = _mm256_setzero_ps();
+  __m256 signal[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (size_t begin = 0; begin < shape.channels; begin += shape.group) {
     const size_t end = begin + shape.group < shape.channels ? begin + shape.group : shape.channels;
     __m256i absmax = _mm256_setzero_si256();
-    for (size_t c = begin; c < end; c += kVector) {
+    const auto load = [&](size_t c, __m256& sum) {
       const __m256 x = Load8<kDtype>(source + c * DtypeBytes(kDtype));
       _mm256_store_ps(values + c, x);
       absmax = _mm256_max_epi32(absmax, _mm256_castps_si256(_mm256_and_ps(x, magnitude)));
-      signal = _mm256_fmadd_ps(x, x, signal);
+      sum = _mm256_fmadd_ps(x, x, sum);
+    };
+    size_t c = begin;
+    for (; c + 2 * kVector <= end; c += 2 * kVector) {
+      load(c, signal[0]);
+      load(c + kVector, signal[1]);
     }
+    if (c < end) load(c, signal[0]);
     _mm256_store_ps(*absmax_lanes++, _mm256_castsi256_ps(absmax));
   }
   for (size_t c = shape.channels; c < shape.padded; c += kVector) _mm256_store_ps(values + c, _mm256_setzero_ps());
-  _mm256_store_ps(signal_lanes, signal);
+  _mm256_store_ps(signal_lanes, _mm256_add_ps(signal[0], signal[1]));
 }
 
 // Scales and their inverses of all groups of the batch. False when one has none.
@@ -203,43 +215,63 @@ void StoreShortRun(__m256i interleaved, size_t n, std::byte* target) {
   for (size_t j = 0; j < n / 2; ++j) target[j] = static_cast<std::byte>(code(j) | code(j + n / 2) << 4);
 }
 
-struct RunSums {
-  __m256 error;
-  __m256 decoded;
+// Of a row; even and odd vectors apart.
+struct RowSums {
+  __m256 error[2];
+  __m256 decoded[2];
 };
 
-[[gnu::always_inline]] inline void MeasureHalfRun(const float* values, __m256i codes, __m256 scale, __m256 weight,
-                                                  float* channel_energies, RunSums& sums) {
+[[gnu::always_inline]] inline void MeasureHalfRun(const float* values, __m256i codes, __m256 scale, RowSums& sums) {
   __m256 levels[4];
   Levels(codes, levels);
   for (size_t i = 0; i < 4; ++i) {
-    const __m256 x = _mm256_load_ps(values + i * kVector);
     const __m256 y = _mm256_mul_ps(levels[i], scale);
-    const __m256 difference = _mm256_sub_ps(x, y);
-    sums.error = _mm256_fmadd_ps(difference, difference, sums.error);
-    sums.decoded = _mm256_fmadd_ps(y, y, sums.decoded);
-    float* energy = channel_energies + i * kVector;
-    _mm256_store_ps(energy, _mm256_fmadd_ps(_mm256_mul_ps(x, weight), x, _mm256_load_ps(energy)));
+    const __m256 difference = _mm256_sub_ps(_mm256_load_ps(values + i * kVector), y);
+    sums.error[i % 2] = _mm256_fmadd_ps(difference, difference, sums.error[i % 2]);
+    sums.decoded[i % 2] = _mm256_fmadd_ps(y, y, sums.decoded[i % 2]);
   }
 }
 
+template <bool kMeasure>
+[[gnu::always_inline]] inline void EncodeRun(const float* values, __m256 inverse, __m256 scale, size_t n,
+                                             std::byte* target, RowSums& sums) {
+  const __m256i low = Codes(Places(values, inverse));
+  const __m256i high = Codes(Places(values + kNqkv4Run / 2, inverse));
+  const __m256i bytes = Interleave(low, high);
+  if (n >= kNqkv4Run) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), bytes);
+  } else {
+    StoreShortRun(bytes, n, target);
+  }
+  if constexpr (!kMeasure) return;
+  MeasureHalfRun(values, low, scale, sums);
+  MeasureHalfRun(values + kNqkv4Run / 2, high, scale, sums);
+}
+
+template <bool kMeasure>
 [[gnu::always_inline]] inline void EncodeRow(const Shape& shape, const float* values, const float* scales,
-                                             const float* inverses, __m256 weight, float* channel_energies,
-                                             std::byte* codes, RunSums& sums) {
-  for (size_t begin = 0; begin < shape.padded; begin += kNqkv4Run) {
-    const size_t g = begin / shape.group;
+                                             const float* inverses, std::byte* codes, RowSums& sums) {
+  size_t begin = 0;
+  for (size_t g = 0; g < shape.groups; ++g) {
     const __m256 inverse = _mm256_broadcast_ss(inverses + g), scale = _mm256_broadcast_ss(scales + g);
-    const __m256i low = Codes(Places(values + begin, inverse));
-    const __m256i high = Codes(Places(values + begin + kNqkv4Run / 2, inverse));
-    const __m256i bytes = Interleave(low, high);
-    std::byte* target = codes + begin / 2;
-    if (begin + kNqkv4Run <= shape.channels) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), bytes);
-    } else {
-      StoreShortRun(bytes, shape.channels - begin, target);
+    const size_t end = begin + shape.group < shape.channels ? begin + shape.group : shape.channels;
+    for (; begin < end; begin += kNqkv4Run) {
+      EncodeRun<kMeasure>(values + begin, inverse, scale, shape.channels - begin, codes + begin / 2, sums);
     }
-    MeasureHalfRun(values + begin, low, scale, weight, channel_energies + begin, sums);
-    MeasureHalfRun(values + begin + kNqkv4Run / 2, high, scale, weight, channel_energies + begin + kNqkv4Run / 2, sums);
+  }
+}
+
+// What the rows add to their channels' weighted energies. Apart from EncodeRow, whose registers are all taken.
+template <size_t kRows>
+[[gnu::always_inline]] inline void AddChannelEnergies(const Shape& shape, const float* values, const float* weights,
+                                                      float* channel_energies) {
+  for (size_t c = 0; c < shape.channels; c += kVector) {
+    __m256 energy = _mm256_load_ps(channel_energies + c);
+    for (size_t r = 0; r < kRows; ++r) {
+      const __m256 x = _mm256_load_ps(values + r * shape.padded + c);
+      energy = _mm256_fmadd_ps(_mm256_mul_ps(x, _mm256_broadcast_ss(weights + r)), x, energy);
+    }
+    _mm256_store_ps(channel_energies + c, energy);
   }
 }
 
@@ -264,68 +296,150 @@ inline void AddRows(const Batch& batch, HeadFidelity& head) {
   for (float value : norm_errors) head.token_norm_error = value > head.token_norm_error ? value : head.token_norm_error;
 }
 
-// Several heads' planes at once, as many as have room, so that the source is read in the order in which it lies.
+// FloorEnergy of fidelity.h, eight channels at a time.
+size_t CountAbove(const float* energies, size_t channels, int32_t bits) {
+  const __m256i border = _mm256_set1_epi32(bits);
+  __m256i counts = _mm256_setzero_si256();
+  for (size_t c = 0; c < channels; c += kVector) {
+    const __m256i energy = _mm256_load_si256(reinterpret_cast<const __m256i*>(energies + c));
+    counts = _mm256_sub_epi32(counts, _mm256_cmpgt_epi32(energy, border));
+  }
+  const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(counts), _mm256_extracti128_si256(counts, 1));
+  const __m128i pairs = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0x4e));
+  return static_cast<size_t>(_mm_cvtsi128_si32(pairs) + _mm_extract_epi32(pairs, 1));
+}
+
+float SumUpTo(const float* energies, size_t channels, int32_t bits) {
+  const __m256i border = _mm256_set1_epi32(bits);
+  __m256 sums = _mm256_setzero_ps();
+  for (size_t c = 0; c < channels; c += kVector) {
+    const __m256 energy = _mm256_load_ps(energies + c);
+    const __m256i above = _mm256_cmpgt_epi32(_mm256_castps_si256(energy), border);
+    sums = _mm256_add_ps(sums, _mm256_andnot_ps(_mm256_castsi256_ps(above), energy));
+  }
+  alignas(32) float lanes[kLanes];
+  _mm256_store_ps(lanes, sums);
+  return SumLanes(lanes);
+}
+
+int32_t LargestBits(const float* energies, size_t channels) {
+  __m256i largest = _mm256_setzero_si256();
+  for (size_t c = 0; c < channels; c += kVector) {
+    largest = _mm256_max_epi32(largest, _mm256_load_si256(reinterpret_cast<const __m256i*>(energies + c)));
+  }
+  alignas(32) int32_t lanes[kLanes];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), largest);
+  int32_t bits = 0;
+  for (int32_t lane : lanes) bits = lane > bits ? lane : bits;
+  return bits;
+}
+
+float FloorEnergyAvx2(const float* energies, size_t channels) {
+  return SplitFloor(
+      StrongChannels(channels), LargestBits(energies, channels),
+      [&](int32_t bits) { return CountAbove(energies, channels, bits); },
+      [&](int32_t bits) { return SumUpTo(energies, channels, bits); });
+}
+
+// Several heads at once, so that the source is read in the order in which it lies.
+constexpr size_t kHeadsMax = 32;
+
 struct HeadGroup {
   size_t first;
   size_t count;
   alignas(32) float channel_energies[kBatchFloats];  // [count][padded]
-  HeadFidelity fidelity[kBatchFloats / kNqkv4Run];
+  HeadFidelity fidelity[kHeadsMax];
 };
 
-template <Dtype kDtype>
-bool EncodeBatch(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, size_t head, size_t token,
-                 size_t rows, float* channel_energies, HeadFidelity& fidelity) {
-  Batch batch;
-  const size_t first_lane = token % kLanes;
-  std::memset(batch.signal_lanes, 0, sizeof(batch.signal_lanes));
-  std::memset(batch.error_lanes, 0, sizeof(batch.error_lanes));
-  std::memset(batch.decoded_lanes, 0, sizeof(batch.decoded_lanes));
-  const std::byte* source =
-      args.source + static_cast<ptrdiff_t>(token) * args.token_stride + static_cast<ptrdiff_t>(head) * args.head_stride;
+// Asks for the rows that the next batch will read, while this one computes: they are far apart and few, so that the
+// processor does not guess them.
+inline void PrefetchRow(const std::byte* row, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
+}
+
+struct BatchPlace {
+  size_t head;
+  size_t token;
+  size_t rows;
+};
+
+const std::byte* SourceOf(const EncodeArgs& args, const BatchPlace& place) {
+  return args.source + static_cast<ptrdiff_t>(place.token) * args.token_stride +
+         static_cast<ptrdiff_t>(place.head) * args.head_stride;
+}
+
+template <Dtype kDtype, bool kMeasure>
+bool EncodeBatch(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, const BatchPlace& place,
+                 const BatchPlace& next, Batch& batch, float* channel_energies, HeadFidelity& fidelity) {
+  const size_t rows = place.rows, first_lane = place.token % kLanes;
+  if (rows < kLanes) ClearLanes(batch);
+  const std::byte* source = SourceOf(args, place);
   for (size_t r = 0; r < rows; ++r, source += args.token_stride) {
     LoadRow<kDtype>(source, shape, batch.values + r * shape.padded, &batch.absmax_lanes[r * shape.groups],
                     batch.signal_lanes[first_lane + r]);
   }
   const size_t group_count = rows * shape.groups;
-  std::memset(batch.absmax_lanes[group_count], 0, (kVector - 1) * sizeof(batch.absmax_lanes[0]));
+  for (size_t i = group_count; i % kVector != 0; ++i) _mm256_store_ps(batch.absmax_lanes[i], _mm256_setzero_ps());
   if (!MakeScales(group_count, batch)) return false;
   MakeWeights(batch);
-  std::byte* strip = args.encoded.data() + head * layout.strip_bytes();
-  std::memcpy(strip + layout.scales_offset() + token * shape.groups * sizeof(uint16_t), batch.scale_bits,
+  std::byte* strip = args.encoded.data() + place.head * layout.strip_bytes();
+  std::memcpy(strip + layout.scales_offset() + place.token * shape.groups * sizeof(uint16_t), batch.scale_bits,
               group_count * sizeof(uint16_t));
+  const std::byte* next_source = SourceOf(args, next);
   for (size_t r = 0; r < rows; ++r) {
-    RunSums sums = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    if (r < next.rows) {
+      PrefetchRow(next_source + static_cast<ptrdiff_t>(r) * args.token_stride, shape.channels * DtypeBytes(kDtype));
+    }
+    RowSums sums = {};
     const size_t lane = first_lane + r, g = r * shape.groups;
-    EncodeRow(shape, batch.values + r * shape.padded, batch.scales + g, batch.inverses + g,
-              _mm256_broadcast_ss(batch.weights + lane), channel_energies,
-              strip + (token + r) * layout.row_code_bytes(), sums);
-    _mm256_store_ps(batch.error_lanes[lane], sums.error);
-    _mm256_store_ps(batch.decoded_lanes[lane], sums.decoded);
+    EncodeRow<kMeasure>(shape, batch.values + r * shape.padded, batch.scales + g, batch.inverses + g,
+                        strip + (place.token + r) * layout.row_code_bytes(), sums);
+    _mm256_store_ps(batch.error_lanes[lane], _mm256_add_ps(sums.error[0], sums.error[1]));
+    _mm256_store_ps(batch.decoded_lanes[lane], _mm256_add_ps(sums.decoded[0], sums.decoded[1]));
   }
+  if constexpr (!kMeasure) return true;
   AddRows(batch, fidelity);
-  return true;
-}
-
-template <Dtype kDtype>
-bool EncodeHeads(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, HeadGroup& heads) {
-  // A batch never wraps around the lanes: its size is a power of two up to their number.
-  size_t batch_rows = kBatchRows;
-  while (batch_rows * shape.padded > kBatchFloats) batch_rows /= 2;
-  std::memset(heads.channel_energies, 0, heads.count * shape.padded * sizeof(float));
-  for (size_t h = 0; h < heads.count; ++h) heads.fidelity[h] = HeadFidelity();
-  for (size_t token = 0; token < layout.rows; token += batch_rows) {
-    const size_t rows = batch_rows < layout.rows - token ? batch_rows : layout.rows - token;
-    for (size_t h = 0; h < heads.count; ++h) {
-      if (!EncodeBatch<kDtype>(args, layout, shape, heads.first + h, token, rows,
-                               heads.channel_energies + h * shape.padded, heads.fidelity[h])) {
-        return false;
-      }
+  if (rows == kBatchRows) {
+    AddChannelEnergies<kBatchRows>(shape, batch.values, batch.weights, channel_energies);
+  } else {
+    for (size_t r = 0; r < rows; ++r) {
+      AddChannelEnergies<1>(shape, batch.values + r * shape.padded, batch.weights + first_lane + r, channel_energies);
     }
   }
   return true;
 }
 
-template <Dtype kDtype>
+// A batch never wraps around the lanes: its size is a power of two up to their number.
+size_t BatchRows(const Shape& shape) {
+  size_t rows = kBatchRows;
+  while (rows * shape.padded > kBatchFloats) rows /= 2;
+  return rows;
+}
+
+template <Dtype kDtype, bool kMeasure>
+bool EncodeHeads(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, HeadGroup& heads) {
+  Batch batch;
+  std::memset(heads.channel_energies, 0, heads.count * shape.padded * sizeof(float));
+  for (size_t h = 0; h < heads.count; ++h) heads.fidelity[h] = HeadFidelity();
+  const size_t batch_rows = BatchRows(shape);
+  const auto place_of = [&](size_t index) {
+    const size_t token = index / heads.count * batch_rows, left = token < layout.rows ? layout.rows - token : 0;
+    return BatchPlace{heads.first + index % heads.count, token, left < batch_rows ? left : batch_rows};
+  };
+  BatchPlace place = place_of(0);
+  for (size_t index = 0; place.rows > 0; ++index) {
+    const BatchPlace next = place_of(index + 1);
+    const size_t h = place.head - heads.first;
+    if (!EncodeBatch<kDtype, kMeasure>(args, layout, shape, place, next, batch,
+                                       heads.channel_energies + h * shape.padded, heads.fidelity[h])) {
+      return false;
+    }
+    place = next;
+  }
+  return true;
+}
+
+template <Dtype kDtype, bool kMeasure>
 EncodeResult Encode(const EncodeArgs& args) {
   const Nqkv4Layout layout(args.codec, args.shape);
   const size_t channels = args.shape.channels;
@@ -333,22 +447,28 @@ EncodeResult Encode(const EncodeArgs& args) {
                        .padded = (channels + kNqkv4Run - 1) / kNqkv4Run * kNqkv4Run,
                        .group = layout.group,
                        .groups = layout.groups};
-  const size_t heads_max = kBatchFloats / shape.padded;
+  const size_t room = kBatchFloats / shape.padded, heads_max = room < kHeadsMax ? room : kHeadsMax;
   EncodeResult result;
   PlaneFidelity fidelity;
   HeadGroup heads;
   for (heads.first = 0; heads.first < layout.strips; heads.first += heads.count) {
     const size_t left = layout.strips - heads.first;
     heads.count = left < heads_max ? left : heads_max;
-    if (!EncodeHeads<kDtype>(args, layout, shape, heads)) return Nqkv4Unrepresentable(args);
+    if (!EncodeHeads<kDtype, kMeasure>(args, layout, shape, heads)) return Nqkv4Unrepresentable(args);
+    if constexpr (!kMeasure) continue;
     for (size_t h = 0; h < heads.count; ++h) {
-      fidelity.Add(heads.fidelity[h], FloorEnergy({heads.channel_energies + h * shape.padded, channels}));
+      fidelity.Add(heads.fidelity[h], FloorEnergyAvx2(heads.channel_energies + h * shape.padded, channels));
     }
     const size_t offset = heads.first * layout.strip_bytes();
     result.crc32c = ExtendCrc32c(result.crc32c, {args.encoded.data() + offset, heads.count * layout.strip_bytes()});
   }
   result.errors = fidelity.errors();
   return result;
+}
+
+template <Dtype kDtype>
+EncodeResult Encode(const EncodeArgs& args) {
+  return args.measure ? Encode<kDtype, true>(args) : Encode<kDtype, false>(args);
 }
 
 // Sixteen 16-bit values: their low and their high bytes, for pshufb.

@@ -88,9 +88,9 @@ void MeasureHead(const EncodeArgs& args, const Nqkv4Layout& layout, size_t head,
     const SourceRow source = RowOf(args, strip, t);
     const std::byte* codes = args.encoded.data() + layout.codes_offset(strip, t);
     const std::byte* scales = args.encoded.data() + layout.scales_offset(strip, t);
-    float signal[kLanes] = {}, error[kLanes] = {}, decoded[kLanes] = {};
+    float signal[kRowLanes] = {}, error[kRowLanes] = {}, decoded[kRowLanes] = {};
     for (size_t c = 0; c < channels; ++c) {
-      const size_t lane = c % kLanes;
+      const size_t lane = c % kRowLanes;
       const float x = source[first + c];
       const float y = DecodeElement(first + c, layout, codes, scales);
       const float difference = x - y;
@@ -98,7 +98,7 @@ void MeasureHead(const EncodeArgs& args, const Nqkv4Layout& layout, size_t head,
       error[lane] = std::fma(difference, difference, error[lane]);
       decoded[lane] = std::fma(y, y, decoded[lane]);
     }
-    const RowEnergies row{SumLanes(signal), SumLanes(error), SumLanes(decoded)};
+    const RowEnergies row{SumRow(signal), SumRow(error), SumRow(decoded)};
     const float weight = RowWeight(row.signal);
     fidelity.Add(t, row, weight);
     for (size_t c = 0; c < channels; ++c) {
@@ -120,6 +120,7 @@ EncodeResult Nqkv4EncodeReference(const EncodeArgs& args) {
       if (!EncodeRow(RowOf(args, strip, row), layout, codes, scales)) return Nqkv4Unrepresentable(args);
     }
   }
+  if (!args.measure) return {};
   PlaneFidelity fidelity;
   for (size_t head = 0; head < args.shape.heads; ++head) MeasureHead(args, layout, head, fidelity);
   return {.errors = fidelity.errors(), .crc32c = Crc32c(args.encoded)};

@@ -18,7 +18,7 @@ EncodeResult RawEncodeReference(const EncodeArgs& args) {
       }
     }
   }
-  result.crc32c = Crc32c(args.encoded);
+  if (args.measure) result.crc32c = Crc32c(args.encoded);
   return result;
 }
 
