@@ -21,7 +21,8 @@ CallTimer::Ticket CallTimer::Schedule(absl::Time when, Action action) {
   {
     MutexLock lock(&mutex_);
     ticket = {when, next_++};
-    first = actions_.emplace(ticket, std::move(action)).first == actions_.begin();
+    const auto place = actions_.emplace(ticket, std::move(action)).first;
+    first = place == actions_.begin();
   }
   if (first) changed_.notify_all();
   return ticket;
