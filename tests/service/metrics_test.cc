@@ -1,0 +1,133 @@
+#include "service/metrics.h"
+
+#include <set>
+#include <sstream>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "prometheus/text_serializer.h"
+#include "service/status_report.h"
+#include "service/watchdog.h"
+#include "tests/service/call_fixture.h"
+#include "tests/service/model_blocks.h"
+
+namespace nqkv {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+std::string Text(const std::vector<prometheus::MetricFamily>& families) {
+  std::ostringstream text;
+  prometheus::TextSerializer().Serialize(text, families);
+  return text.str();
+}
+
+TEST(MetricsTest, CountsCallsByRpcAndOutcome) {
+  Metrics metrics;
+  metrics.RecordRpc(Rpc::kGet, absl::StatusCode::kNotFound, absl::Milliseconds(3));
+  metrics.RecordRpc(Rpc::kGet, absl::StatusCode::kOk, absl::Milliseconds(3));
+  const std::string text = Text(metrics.registry().Collect());
+  EXPECT_THAT(text, HasSubstr("nqkv_requests_total{outcome=\"NOT_FOUND\",rpc=\"Get\"} 1"));
+  EXPECT_THAT(text, HasSubstr("nqkv_request_duration_seconds_bucket{outcome=\"error\",rpc=\"Get\",le=\"0.0025\"} 0"));
+  EXPECT_THAT(text, HasSubstr("nqkv_request_duration_seconds_bucket{outcome=\"error\",rpc=\"Get\",le=\"0.005\"} 1"));
+}
+
+TEST(MetricsTest, NamesAtMost64CachesAndTheRestOther) {
+  Metrics metrics;
+  std::set<CacheMetrics*> distinct;
+  for (int i = 0; i < 100; ++i) {
+    CacheMetrics* cache = metrics.ForCache(absl::StrCat("cache", i));
+    cache->lookups->Increment();
+    distinct.insert(cache);
+  }
+  EXPECT_EQ(distinct.size(), Metrics::kCacheLabelsMax + 1);
+  EXPECT_EQ(metrics.ForCache("cache3"), metrics.ForCache("cache3"));
+  const std::string text = Text(metrics.registry().Collect());
+  EXPECT_THAT(text, HasSubstr("nqkv_lookups_total{cache=\"other\"} 36"));
+  EXPECT_THAT(text, HasSubstr("nqkv_lookups_total{cache=\"cache63\"} 1"));
+  EXPECT_THAT(text, Not(HasSubstr("cache64")));
+  EXPECT_EQ(metrics.Sum().lookups, 100u);
+}
+
+TEST(StatusReportTest, ShowsWhatIsStoredAndWhatWasDone) {
+  ServiceParts parts;
+  Watchdog watchdog;
+  StatusReport report(&parts.environment(), &watchdog);
+  report.SetServing(true);
+  const v1::OpenCacheResponse cache = parts.Open("my-cache");
+  PutAll(&parts, cache, {{KeyOf(0), RawBlock(ModelLayout(), 0), 0}, {KeyOf(1), RawBlock(ModelLayout(), 1), 0}});
+  GetAll(&parts, GetRequestOf(cache, {KeyOf(0), "missing"}));
+  ASSERT_TRUE(parts.CheckIdle().ok());
+
+  const v1::GetStatsResponse stats = report.Stats();
+  EXPECT_TRUE(stats.ready());
+  EXPECT_EQ(stats.caches(), 1u);
+  EXPECT_EQ(stats.blocks(), 2u);
+  EXPECT_EQ(stats.raw_bytes(), 2 * 131'072u);
+  EXPECT_LT(stats.stored_bytes(), stats.raw_bytes() / 3);
+  EXPECT_GE(stats.used_bytes(), stats.stored_bytes());
+  EXPECT_EQ(stats.put_blocks_total(), 2u);
+  EXPECT_EQ(stats.get_blocks_total(), 1u);
+  EXPECT_EQ(stats.in_flight_bytes(), 0u);
+  ASSERT_EQ(report.Caches().caches_size(), 1);
+  EXPECT_EQ(report.Caches().caches(0).name(), "my-cache");
+  EXPECT_EQ(report.Caches().caches(0).tenant(), "default");
+  EXPECT_EQ(report.Caches().caches(0).codec(), "nqkv4-g64");
+  EXPECT_EQ(report.Caches().caches(0).blocks(), 2u);
+
+  const std::string text = Text(report.Collect()) + Text(parts.metrics().registry().Collect());
+  EXPECT_THAT(text, HasSubstr("nqkv_blocks{tier=\"host\"} 2"));
+  EXPECT_THAT(text, HasSubstr("nqkv_cache_blocks{cache=\"my-cache\"} 2"));
+  EXPECT_THAT(text, HasSubstr("nqkv_get_blocks_total{cache=\"my-cache\",outcome=\"miss\",tier=\"host\"} 1"));
+  EXPECT_THAT(text, HasSubstr("nqkv_encoded_planes_total{codec=\"nqkv4-g64\",role=\"key\"} 8"));
+  EXPECT_THAT(text, HasSubstr("nqkv_build_info{version="));
+}
+
+// A scrape is refused as a whole when one family comes twice.
+TEST(StatusReportTest, NoFamilyComesTwiceAndEachHasTheProjectsPrefix) {
+  ServiceParts parts;
+  Watchdog watchdog;
+  watchdog.Watch("a", absl::Seconds(1), [] { return absl::ZeroDuration(); });
+  watchdog.Watch("b", absl::Seconds(1), [] { return absl::ZeroDuration(); });
+  StatusReport report(&parts.environment(), &watchdog);
+  for (int i = 0; i < 3; ++i) {
+    const v1::OpenCacheResponse cache = parts.Open(absl::StrCat("cache", i), {.block_tokens = 8u << i});
+    PutAll(&parts, cache, {{KeyOf(0), RawBlock(ModelLayout({.block_tokens = 8u << i}), 0), 0}});
+  }
+  std::set<std::string> names;
+  std::vector<prometheus::MetricFamily> families = parts.metrics().registry().Collect();
+  for (prometheus::MetricFamily& family : report.Collect()) families.push_back(family);
+  for (const prometheus::MetricFamily& family : families) {
+    EXPECT_TRUE(names.insert(family.name).second) << family.name;
+    EXPECT_EQ(family.name.rfind("nqkv_", 0), 0u) << family.name;
+    EXPECT_FALSE(family.help.empty()) << family.name;
+    const bool total = family.name.size() > 6 && family.name.substr(family.name.size() - 6) == "_total";
+    EXPECT_EQ(total, family.type == prometheus::MetricType::Counter) << family.name;
+  }
+  EXPECT_GT(names.size(), 40u);
+}
+
+TEST(StatusReportTest, IsNotReadyBeforeItServesWhileItDrainsOrWhenAPartStalls) {
+  ServiceParts parts;
+  Watchdog watchdog;
+  absl::Duration age;
+  watchdog.Watch("workers", absl::Seconds(10), [&age] { return age; });
+  StatusReport report(&parts.environment(), &watchdog);
+  std::string reason;
+  EXPECT_FALSE(report.IsReady(&reason));
+  report.SetServing(true);
+  EXPECT_TRUE(report.IsReady(&reason));
+  age = absl::Seconds(11);
+  EXPECT_FALSE(report.IsReady(&reason));
+  EXPECT_EQ(reason, "workers has not moved for 11s");
+  age = absl::ZeroDuration();
+  report.SetServing(false);
+  EXPECT_FALSE(report.IsReady(&reason));
+  EXPECT_EQ(reason, "draining");
+}
+
+}  // namespace
+}  // namespace nqkv
