@@ -1,6 +1,8 @@
 #include "client/channel.h"
 
 #include <algorithm>
+#include <chrono>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -27,6 +29,22 @@ bool IsHostPort(absl::string_view server) {
   return host.find_first_of(":/ []") == absl::string_view::npos;
 }
 
+class ChannelClock : public Clock {
+ public:
+  explicit ChannelClock(std::shared_ptr<grpc::Channel> channel) : channel_(std::move(channel)) {}
+
+  TimePoint Now() const override { return Clock::Real()->Now(); }
+  void SleepFor(std::chrono::nanoseconds duration) override {
+    const TimePoint end = Now() + duration;
+    channel_->WaitForConnected(std::chrono::system_clock::now() + duration);
+    // A connection that is there at once is no reason to hurry: the server asked for the time, or all clients come now.
+    if (const auto left = end - Now(); left > std::chrono::nanoseconds(0)) Clock::Real()->SleepFor(left);
+  }
+
+ private:
+  std::shared_ptr<grpc::Channel> channel_;
+};
+
 }  // namespace
 
 absl::Status ValidateServer(const std::string& server) {
@@ -50,7 +68,7 @@ std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& server) {
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
   // Also sets TCP_USER_TIMEOUT, so that a peer which stopped reading cannot keep borrowed memory for ever.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
@@ -65,7 +83,10 @@ absl::StatusOr<std::shared_ptr<Channel>> Channel::Create(const std::string& serv
 }
 
 Channel::Channel(const std::string& server, const std::shared_ptr<grpc::Channel>& channel)
-    : server_(server), stub_(v1::KvCache::NewStub(channel)), generic_(channel) {}
+    : server_(server),
+      clock_(std::make_unique<ChannelClock>(channel)),
+      stub_(v1::KvCache::NewStub(channel)),
+      generic_(channel) {}
 
 void SetDeadline(grpc::ClientContext* context, TimePoint deadline, const Clock& clock) {
   const auto left = std::max(deadline - clock.Now(), TimePoint::duration::zero());

@@ -30,12 +30,16 @@ class Channel {
 
   v1::KvCache::Stub& stub() { return *stub_; }
   grpc::GenericStub& generic() { return generic_; }
+  // Real time, whose waits also drive the connection: gRPC does not get on with a handshake while no call polls, so a
+  // plain sleep between two attempts would leave the second as disconnected as the first.
+  Clock* clock() { return clock_.get(); }
   const std::string& server() const { return server_; }
 
  private:
   Channel(const std::string& server, const std::shared_ptr<grpc::Channel>& channel);
 
   std::string server_;
+  std::unique_ptr<Clock> clock_;
   std::unique_ptr<v1::KvCache::Stub> stub_;
   grpc::GenericStub generic_;
 };

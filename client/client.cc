@@ -152,7 +152,7 @@ class Cache::Impl {
         options_(options),
         cache_(cache),
         request_(ToProto(cache)),
-        clock_(Clock::Real()),
+        clock_(channel_->clock()),
         state_(std::move(state)) {}
 
   const CacheOptions& cache() const { return cache_; }
@@ -325,7 +325,7 @@ class Client::Impl {
       : channel_(std::move(channel)), options_(options) {}
 
   absl::StatusOr<std::shared_ptr<const OpenState>> Open(const CacheOptions& cache, const CallOptions& options) {
-    Clock* clock = Clock::Real();
+    Clock* clock = channel_->clock();
     const v1::OpenCacheRequest request = ToProto(cache);
     Retry retry(options_.retry, DeadlineOf(options_, options, *clock), clock);
     for (;;) {

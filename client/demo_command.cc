@@ -1,4 +1,5 @@
 // nqkv demo, and the process that it starts to store the blocks.
+#include <cmath>
 #include <cstdio>
 
 #include "absl/strings/numbers.h"
@@ -60,15 +61,33 @@ RoleTotals Whole(const DemoReport& report) {
 
 double Factor(const RoleTotals& totals) { return static_cast<double>(totals.raw_bytes) / totals.stored_bytes; }
 
+std::string Speed(const DemoReport& report, double seconds) {
+  return absl::StrFormat("%.2f", GigabytesASecond(report.raw_bytes, seconds));
+}
+
 std::vector<std::string> Row(const std::string& name, const DemoReport& report, const RoleTotals& totals) {
   return {name,
           absl::StrCat(report.blocks),
           FormatBytes(totals.raw_bytes),
-          FormatBytes(static_cast<uint64_t>(totals.stored_bytes + 0.5)),
+          FormatBytes(static_cast<uint64_t>(std::llround(totals.stored_bytes))),
           absl::StrFormat("%.2f", totals.bits_an_element()),
           FormatNumber(totals.nmse(), 3),
           FormatNumber(totals.floor_error, 3),
           absl::StrFormat("%.5f", totals.cosine)};
+}
+
+// A block holds both roles and travels whole, so its speed belongs to both.
+std::string RoleTable(const DemoReport& report) {
+  Table table(
+      {"role", "blocks", "raw", "stored", "bits/elem", "NMSE", "floor error", "cosine", "put GB/s", "get GB/s"});
+  for (const auto& [role, totals] : report.roles) {
+    table.AddRow(Row(role == PlaneRole::kKey ? "key" : "value", report, totals));
+  }
+  std::vector<std::string> both = Row("both", report, Whole(report));
+  both.push_back(Speed(report, report.put_seconds));
+  both.push_back(Speed(report, report.get_seconds));
+  table.AddRow(std::move(both));
+  return table.ToString();
 }
 
 std::string Codecs(const RoleTotals& totals) {
@@ -89,18 +108,11 @@ std::string ToText(const DemoOptions& options, const DemoReport& report) {
                   "  the same tokens                found ", report.matched_tokens, " of ", report.tokens, " tokens\n");
   absl::StrAppendFormat(&text, "  others from token %-12d found %d\n\n", report.diverging_tokens,
                         report.diverging_matched_tokens);
-  Table table({"role", "blocks", "raw", "stored", "bits/element", "NMSE", "floor error", "cosine"});
-  for (const auto& [role, totals] : report.roles) {
-    table.AddRow(Row(role == PlaneRole::kKey ? "key" : "value", report, totals));
-  }
-  table.AddRow(Row("both", report, whole));
-  absl::StrAppend(&text, table.ToString(),
-                  " Stored bytes hold headers and tables. Floor error and cosine are the worst.\n\n");
+  absl::StrAppend(&text, RoleTable(report),
+                  " Stored bytes hold headers and tables; floor error and cosine are the worst; ",
+                  "speeds are of\n raw bytes, medians of ", options.repeats, ".\n\n");
   absl::StrAppendFormat(&text, "Planes   %s\nMemory   holds %.2f times the blocks that it would hold raw\n",
                         Codecs(whole), Factor(whole));
-  absl::StrAppendFormat(&text, "Speed    put %.2f GB/s, get %.2f GB/s (raw bytes, median of %d)\n",
-                        GigabytesASecond(report.raw_bytes, report.put_seconds),
-                        GigabytesASecond(report.raw_bytes, report.get_seconds), options.repeats);
   absl::StrAppendFormat(&text, "Checked  all %d bytes, %d checksums and errors equal the reference codec's\n",
                         report.raw_bytes, whole.planes);
   return text;
@@ -109,7 +121,7 @@ std::string ToText(const DemoOptions& options, const DemoReport& report) {
 Json ToJson(const RoleTotals& totals) {
   return {{"planes", totals.planes},
           {"raw_bytes", totals.raw_bytes},
-          {"stored_bytes", totals.stored_bytes},
+          {"stored_bytes", std::llround(totals.stored_bytes)},
           {"bits_per_element", totals.bits_an_element()},
           {"nmse", totals.nmse()},
           {"floor_error_max", totals.floor_error},

@@ -127,7 +127,8 @@ std::string ToText(const State& state) {
   };
   line("capacity", absl::StrCat(FormatBytes(stats.capacity_bytes()), ", ", FormatBytes(stats.used_bytes()), " used (",
                                 Percent(stats.used_bytes(), stats.capacity_bytes()), ")"));
-  line("blocks", absl::StrCat(stats.blocks(), " in ", stats.caches(), " caches, ", stats.pinned_blocks(), " pinned"));
+  line("blocks", absl::StrCat(stats.blocks(), " in ", stats.caches(), stats.caches() == 1 ? " cache, " : " caches, ",
+                              stats.pinned_blocks(), " pinned"));
   line("factor", absl::StrCat(FactorText(stats.raw_bytes(), stats.stored_bytes()), " (", FormatBytes(stats.raw_bytes()),
                               " raw in ", FormatBytes(stats.stored_bytes()), ")"));
   line("fallbacks", absl::StrCat(stats.fallback_planes_total(), " planes that auto stored raw"));
