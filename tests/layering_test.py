@@ -20,6 +20,7 @@ HEADER_FAMILIES = [
     ("grpc", r"(grpc|grpcpp)/"),
     ("generated", r"(nqkv/v1|google/rpc)/\w+(\.grpc)?\.pb\.h$"),
     ("protobuf", r"google/protobuf/"),
+    ("installed", r"nqkv/nqkv\.h$"),
     ("openssl", r"openssl/"),
     ("isal", r"isa-l(/|\.h$)"),
     ("prometheus", r"prometheus/"),
@@ -54,7 +55,7 @@ OUTSIDE = {
     "service": {"std", "absl", "grpc", "protobuf", "generated", "prometheus", "civetweb", "spdlog", "json"},
     "client": {"std", "absl", "grpc", "protobuf", "generated", "json"},
     "tests": {"std", "absl", "grpc", "protobuf", "generated", "openssl", "isal", "prometheus", "civetweb", "spdlog",
-              "json", "gtest", "benchmark"},
+              "json", "gtest", "benchmark", "installed"},
 }
 INSIDE = {
     "proto": {"proto"},
