@@ -5,6 +5,7 @@
 
 #include "service/byte_budget.h"
 #include "service/cache_registry.h"
+#include "service/call_gate.h"
 #include "service/call_timer.h"
 #include "service/metrics.h"
 #include "service/options.h"
@@ -19,6 +20,7 @@ struct CallEnvironment {
   CacheRegistry* caches = nullptr;
   std::shared_ptr<ByteBudget> budget;
   WorkerPool* workers = nullptr;
+  CallGate* gate = nullptr;
   CallTimer* timer = nullptr;
   Metrics* metrics = nullptr;
   ServiceLimits limits;

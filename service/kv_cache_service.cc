@@ -33,6 +33,14 @@ void LogEnd(Rpc rpc, const absl::Status& status) {
   spdlog::debug("{} ended: {}", std::string(RpcName(rpc)), status.ToString());
 }
 
+// Counts the call, answers it and lets it out.
+void EndUnary(const CallEnvironment& environment, Rpc rpc, absl::Time start, const absl::Status& status,
+              grpc::ServerUnaryReactor* reactor) {
+  environment.metrics->RecordRpc(rpc, status.code(), absl::Now() - start);
+  LogEnd(rpc, status);
+  reactor->Finish(ToGrpc(status));
+}
+
 // Runs `call` here or, when it is `large`, on a worker.
 template <typename Call>
 grpc::ServerUnaryReactor* RunUnary(const CallEnvironment* environment, grpc::CallbackServerContext* context, Rpc rpc,
@@ -40,22 +48,20 @@ grpc::ServerUnaryReactor* RunUnary(const CallEnvironment* environment, grpc::Cal
   LogTrace(*context, rpc);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const absl::Time start = absl::Now();
-  auto run = [environment, reactor, rpc, start, call = std::move(call)] {
-    const absl::Status status = call();
-    environment->metrics->RecordRpc(rpc, status.code(), absl::Now() - start);
-    LogEnd(rpc, status);
-    reactor->Finish(ToGrpc(status));
+  absl::StatusOr<CallGate::Pass> pass = environment->gate->Enter();
+  if (!pass.ok()) {
+    EndUnary(*environment, rpc, start, pass.status(), reactor);
+    return reactor;
+  }
+  auto run = [environment, reactor, rpc, start, pass = *std::move(pass), call = std::move(call)] {
+    EndUnary(*environment, rpc, start, call(), reactor);
   };
   if (!large) {
     run();
-    return reactor;
-  }
-  if (!environment->workers->TryPost(std::move(run))) {
-    const absl::Status status =
-        WithRetry(absl::ResourceExhaustedError("too many calls wait for a worker thread"), kRetryDelay);
+  } else if (!environment->workers->TryPost(std::move(run))) {
     environment->metrics->RecordRejection(Rejection::kQueueFull);
-    environment->metrics->RecordRpc(rpc, status.code(), absl::Now() - start);
-    reactor->Finish(ToGrpc(status));
+    EndUnary(*environment, rpc, start,
+             WithRetry(absl::ResourceExhaustedError("too many calls wait for a worker thread"), kRetryDelay), reactor);
   }
   return reactor;
 }
@@ -64,8 +70,12 @@ grpc::ServerUnaryReactor* RunUnary(const CallEnvironment* environment, grpc::Cal
 class PutReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>, public PutCall::Transport {
  public:
   PutReactor(const CallEnvironment* environment, const Tenant& tenant)
-      : call_(std::make_shared<PutCall>(environment, this, tenant)) {
-    call_->Start();
+      : pass_(environment->gate->Enter()), call_(std::make_shared<PutCall>(environment, this, tenant)) {
+    if (pass_.ok()) {
+      call_->Start();
+    } else {
+      call_->Refuse(pass_.status());
+    }
   }
 
   void OnReadDone(bool ok) override {
@@ -90,6 +100,7 @@ class PutReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
     grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>::Finish(ToGrpc(status));
   }
 
+  const absl::StatusOr<CallGate::Pass> pass_;  // Goes last: then nothing of the call is left.
   const std::shared_ptr<PutCall> call_;
   grpc::ByteBuffer incoming_;
   grpc::ByteBuffer outgoing_;
@@ -100,9 +111,11 @@ class GetReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publ
  public:
   GetReactor(const CallEnvironment* environment, grpc::CallbackServerContext* context, const Tenant& tenant,
              const grpc::ByteBuffer& request)
-      : context_(context), call_(std::make_shared<GetCall>(environment, this)) {
+      : pass_(environment->gate->Enter()), context_(context), call_(std::make_shared<GetCall>(environment, this)) {
     v1::GetRequest parsed;
-    if (ParseByteBuffer(request, &parsed)) {
+    if (!pass_.ok()) {
+      call_->Refuse(pass_.status());
+    } else if (ParseByteBuffer(request, &parsed)) {
       call_->Start(tenant, std::move(parsed));
     } else {
       call_->Refuse(absl::InvalidArgumentError("malformed message: not a GetRequest"));
@@ -124,6 +137,7 @@ class GetReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publ
   }
   void Cancel() override { context_->TryCancel(); }
 
+  const absl::StatusOr<CallGate::Pass> pass_;
   grpc::CallbackServerContext* const context_;
   const std::shared_ptr<GetCall> call_;
   grpc::ByteBuffer outgoing_;

@@ -29,6 +29,11 @@ void PutCall::Start() {
   Advance();
 }
 
+void PutCall::Refuse(const absl::Status& status) {
+  MutexLock lock(&mutex_);
+  Finish(status);
+}
+
 void PutCall::OnMessage(std::unique_ptr<IncomingMessage> message) {
   MutexLock lock(&mutex_);
   reading_ = false;

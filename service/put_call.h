@@ -34,6 +34,8 @@ class PutCall : public std::enable_shared_from_this<PutCall> {
   PutCall(const CallEnvironment* environment, Transport* transport, const Tenant& tenant);
 
   void Start() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends a call that has not been started.
+  void Refuse(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnMessage(std::unique_ptr<IncomingMessage> message) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnReadsDone() ABSL_LOCKS_EXCLUDED(mutex_);
   void OnWriteDone(bool ok) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -89,15 +90,17 @@ class ServerImpl final : public Server {
 
   void Drain(absl::Duration grace) override {
     if (report_ != nullptr) report_->SetServing(false);
-    const auto deadline = absl::ToChronoTime(absl::Now() + grace);
     if (workers_server_ != nullptr) {
       workers_server_->GetHealthCheckService()->SetServingStatus(false);
-      workers_server_->Shutdown(deadline);
-      workers_server_->Wait();
+      gate_.Close();
+      if (!gate_.WaitUntilEmpty(absl::Now() + grace)) {
+        spdlog::warn("{} calls did not end within {} and are cancelled", gate_.calls(), absl::FormatDuration(grace));
+      }
     }
-    if (admin_server_ != nullptr) {
-      admin_server_->Shutdown(deadline);
-      admin_server_->Wait();
+    for (grpc::Server* server : {workers_server_.get(), admin_server_.get()}) {
+      if (server == nullptr) continue;
+      server->Shutdown(std::chrono::system_clock::now());
+      server->Wait();
     }
   }
 
@@ -129,6 +132,7 @@ class ServerImpl final : public Server {
                     .caches = caches_.get(),
                     .budget = std::make_shared<ByteBudget>(options_.in_flight_bytes),
                     .workers = workers_.get(),
+                    .gate = &gate_,
                     .timer = &timer_,
                     .metrics = &metrics_,
                     .limits = limits};
@@ -208,6 +212,7 @@ class ServerImpl final : public Server {
   Metrics metrics_;
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<CacheRegistry> caches_;
+  CallGate gate_;
   CallTimer timer_;
   CallEnvironment environment_;
   std::unique_ptr<WorkerPool> workers_;

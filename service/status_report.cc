@@ -111,6 +111,7 @@ void CollectCaches(const CallEnvironment& environment, FamilyList* families) {
 void CollectFlow(const CallEnvironment& environment, FamilyList* families) {
   families->Gauge("nqkv_in_flight_bytes", "Payload that calls hold outside the store.",
                   ToDouble(environment.budget->used_bytes()));
+  families->Gauge("nqkv_calls_in_flight", "Calls that have not ended.", ToDouble(environment.gate->calls()));
   families->Gauge("nqkv_in_flight_limit_bytes", "What they may hold.", ToDouble(environment.budget->limit_bytes()));
   families->Gauge("nqkv_worker_queue_depth", "Calls that wait for a codec thread.",
                   ToDouble(environment.workers->queue_depth()));

@@ -52,6 +52,7 @@ ServiceParts::ServiceParts(FixtureOptions options) {
                   .caches = caches_.get(),
                   .budget = std::make_shared<ByteBudget>(options.in_flight_bytes),
                   .workers = workers_.get(),
+                  .gate = &gate_,
                   .timer = &timer_,
                   .metrics = &metrics_,
                   .limits = options.limits};

@@ -50,6 +50,7 @@ class ServiceParts {
   Metrics metrics_;
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<CacheRegistry> caches_;
+  CallGate gate_;
   CallTimer timer_;
   CallEnvironment environment_;
   std::unique_ptr<WorkerPool> workers_;
