@@ -234,7 +234,7 @@ def failures_of(results, args):
 
 def parsed_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nqkvd", required=True, help="the server's binary")
+    parser.add_argument("--nqkvd", type=pathlib.Path, required=True, help="the server's binary")
     parser.add_argument(
         "--prefix", type=int, default=512, help="tokens of a window that are loaded (default %(default)s)"
     )
@@ -254,6 +254,8 @@ def parsed_arguments():
     )
     parser.add_argument("--json", type=pathlib.Path, help="file to write all figures to")
     args = parser.parse_args()
+    if not args.nqkvd.is_file():
+        parser.error(f"--nqkvd: no file {args.nqkvd}")
     if args.prefix < BLOCK_TOKENS or args.prefix % BLOCK_TOKENS != 0:
         parser.error(f"--prefix: {args.prefix} is not a multiple of {BLOCK_TOKENS}")
     if args.scored < 1 or args.windows < 1:
