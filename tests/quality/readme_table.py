@@ -44,7 +44,7 @@ def described(results):
     return (
         f"{results['model']}, `{results['text']}`, {windows} windows, the first {results['prefix_tokens']} tokens of"
         f" each loaded, {results['scored_tokens']:,} tokens scored; 95 % intervals in brackets."
-        f" {results['date']}, {results['machine']}, {results['seconds'] / 60:.0f} minutes.\n"
+        f" {results['date']}, commit {results['commit']}.\n"
     )
 
 
