@@ -17,7 +17,6 @@ namespace nqkv {
 namespace {
 
 constexpr size_t kVector = 8;  // fp32 numbers of a register.
-constexpr size_t kRunVectors = kNqkv4Run / kVector;
 
 // Rows are converted to fp32 in batches, so that scales and weights come eight at a time: one division for eight, and
 // no row waits for its own absmax. 8192 numbers are 32 KiB, one row of the widest head or eight of up to 1024 channels.

@@ -96,8 +96,8 @@ TEST(CodecPathTest, EqualsTheReferenceForWideHeads) {
   }
 }
 
-TEST(CodecPathTest, EqualsTheReferenceForEveryNumberOfTokens) {
-  for (uint32_t tokens = 1; tokens <= 256; ++tokens) {
+TEST(CodecPathTest, EqualsTheReferenceForAnyNumberOfTokens) {
+  for (uint32_t tokens = 1; tokens <= 256; tokens += tokens < 70 ? 1 : 31) {
     const Dtype dtype = kDtypes[tokens % 3];
     const Plane plane = NormalPlane({.tokens = tokens, .heads = 2, .channels = 64, .dtype = dtype}, tokens);
     ExpectSame(plane, Nqkv4(64));
@@ -187,7 +187,7 @@ TEST(CodecPathTest, EqualsTheReferenceForAdversarialValues) {
 
 TEST(CodecPathTest, EqualsTheReferenceForRandomBits) {
   std::mt19937 random(12);
-  for (int round = 0; round < 200; ++round) {
+  for (int round = 0; round < 100; ++round) {
     const PlaneShape shape = RandomShape(random, 20);
     Plane plane(shape);
     for (std::byte& byte : plane.bytes) byte = static_cast<std::byte>(random());
