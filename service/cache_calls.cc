@@ -180,7 +180,7 @@ absl::Status CacheCalls::OpenCache(const Tenant& tenant, const v1::OpenCacheRequ
   }
   FillLimits(environment_->limits, response->mutable_limits());
   response->add_transports("grpc");
-  response->set_server_version(std::string(kVersion));
+  response->set_server_version(std::string(Version()));
   response->set_placement_run(16);
   spdlog::info("{} cache '{}' of model '{}', shard {}, codec {}{}{}", opened.created ? "created" : "joined",
                cache.name(), cache.spec().model(), opened.shard_id, cache.policy().Name(),

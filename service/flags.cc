@@ -113,7 +113,7 @@ absl::StatusOr<Options> OptionsFromCommandLine(int argc, char** argv) {
   absl::FlagsUsageConfig config;
   config.contains_help_flags = &IsOurs;
   config.contains_helpshort_flags = &IsOurs;
-  config.version_string = [] { return absl::StrCat("nqkvd ", kVersion, "\n"); };
+  config.version_string = [] { return absl::StrCat("nqkvd ", Version(), "\n"); };
   config.normalize_filename = [](absl::string_view) { return std::string("service/flags.cc"); };
   absl::SetFlagsUsageConfig(config);
   // Before the command line, which wins.

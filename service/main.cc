@@ -72,7 +72,7 @@ int main(int argc, char** argv) {
 
   const nqkv::Options& used = (*server)->options();
   spdlog::info("nqkvd {} ready: grpc {}, unix {}, admin {}, http {}, {} for blocks, {} codec threads",
-               std::string(nqkv::kVersion), (*server)->address(), (*server)->socket_path(),
+               std::string(nqkv::Version()), (*server)->address(), (*server)->socket_path(),
                (*server)->admin_socket_path(), used.http_listen.empty() ? "off" : (*server)->http_address(),
                nqkv::ShowBytes(used.storage.host_bytes), used.codec_threads);
   spdlog::info("{}: draining", WaitForStop(signals));

@@ -139,7 +139,7 @@ v1::GetStatsResponse StatusReport::Stats() const {
   const StoreStats store = environment_->store->Stats();
   const Metrics::Totals totals = environment_->metrics->Sum();
   v1::GetStatsResponse stats;
-  stats.set_version(std::string(kVersion));
+  stats.set_version(std::string(Version()));
   stats.set_backend("cpu");
   stats.set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - start_));
   stats.set_ready(IsReady());
@@ -195,7 +195,7 @@ std::vector<MetricFamily> StatusReport::Collect() const {
   families.Gauge("nqkv_start_time_seconds", "When the service started, since the epoch.",
                  absl::ToDoubleSeconds(start_ - absl::UnixEpoch()));
   families.Gauge("nqkv_build_info", "Always 1; the labels say what is running.", 1,
-                 {{"version", std::string(kVersion)},
+                 {{"version", std::string(Version())},
                   {"backend", "cpu"},
                   {"codec_path", std::string(CodecPathName())},
                   {"compiler", __VERSION__}});
