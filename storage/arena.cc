@@ -1,10 +1,11 @@
 #include "storage/arena.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -45,10 +46,12 @@ uint64_t AvailableMemoryBytes() {
   return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
+// A tmpfs may be allowed more than there is memory.
 uint64_t FreeBytes(int file) {
-  struct statvfs info = {};
-  if (fstatvfs(file, &info) != 0) return 0;
-  return uint64_t{info.f_bavail} * info.f_frsize;
+  struct statfs info = {};
+  if (fstatfs(file, &info) != 0) return 0;
+  const uint64_t free_bytes = uint64_t{info.f_bavail} * static_cast<uint64_t>(info.f_bsize);
+  return info.f_type == TMPFS_MAGIC ? std::min(free_bytes, AvailableMemoryBytes()) : free_bytes;
 }
 
 // The path may have been removed, or replaced, between our open and our lock; a lock on such a file protects nothing.

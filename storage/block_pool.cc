@@ -157,8 +157,10 @@ BlockPool::Run BlockPool::FindRun(SizeClass size_class) const {
     if (tightest.pages == shape.pages) break;
   }
   if (tightest.pages != 0) return {tightest.first_page, shape.pages};
-  longest.pages = FilledPages(longest.pages, SlotBytes(size_class));
-  if (!WastesAtMost(kWasteShiftMax, longest.pages, SlotBytes(size_class))) return {};
+  if (longest.pages < shape.pages_min) return {};
+  const uint64_t slot_bytes = SlotBytes(size_class);
+  while (longest.pages > shape.pages_min && !WastesAtMost(kWasteShiftMax, longest.pages, slot_bytes)) --longest.pages;
+  longest.pages = FilledPages(longest.pages, slot_bytes);
   return longest;
 }
 

@@ -18,40 +18,47 @@ PartRange Intersect(const PartRange& a, const PartRange& b) {
           .head_end = std::min(a.head_end, b.head_end)};
 }
 
-// The layers at which a range begins or ends, sorted: between two neighbours the set of ranges does not change.
-absl::InlinedVector<uint16_t, 32> LayerEdges(const Ranges& ranges) {
-  absl::InlinedVector<uint16_t, 32> edges;
+// Where a part begins or ends, in the order of layers.
+struct Edge {
+  uint16_t layer = 0;
+  bool begins = false;
+  PartRange range;
+};
+
+absl::InlinedVector<Edge, 32> EdgesOf(const Ranges& ranges) {
+  absl::InlinedVector<Edge, 32> edges;
   for (const PartRange& range : ranges) {
-    edges.push_back(range.layer_begin);
-    edges.push_back(range.layer_end);
+    edges.push_back({.layer = range.layer_begin, .begins = true, .range = range});
+    edges.push_back({.layer = range.layer_end, .begins = false, .range = range});
   }
-  std::sort(edges.begin(), edges.end());
-  edges.erase(std::unique(edges.begin(), edges.end()), edges.end());
+  std::sort(edges.begin(), edges.end(), [](const Edge& a, const Edge& b) { return a.layer < b.layer; });
   return edges;
 }
 
-// Whether the ranges, sorted by their first head, leave no head of `needed` out at this layer.
-bool CoversHeadsAt(const Ranges& ranges, uint16_t layer, const PartRange& needed) {
-  uint16_t reached = needed.head_begin;
-  for (const PartRange& range : ranges) {
-    if (range.head_begin > reached) break;
-    if (range.layer_begin <= layer && layer < range.layer_end) reached = std::max(reached, range.head_end);
-  }
-  return reached >= needed.head_end;
-}
-
-// `ranges` lie within `needed`.
-bool CoversTogether(Ranges ranges, const PartRange& needed) {
+// Walks through the layers and counts for each head the parts that hold it; `ranges` lie within `needed`. Between two
+// edges nothing changes. Takes time with the edges times the heads: a thousand parts take tens of microseconds, where
+// comparing parts with each other took milliseconds.
+bool CoversTogether(const Ranges& ranges, const PartRange& needed) {
   uint64_t area = 0;
   for (const PartRange& range : ranges) area += Area(range);
   if (area < Area(needed)) return false;
 
-  std::sort(ranges.begin(), ranges.end(),
-            [](const PartRange& a, const PartRange& b) { return a.head_begin < b.head_begin; });
-  const auto edges = LayerEdges(ranges);
-  if (edges.front() != needed.layer_begin || edges.back() != needed.layer_end) return false;
-  return std::all_of(edges.begin(), edges.end() - 1,
-                     [&](uint16_t layer) { return CoversHeadsAt(ranges, layer, needed); });
+  absl::InlinedVector<uint16_t, 64> holders(needed.heads(), 0);
+  size_t uncovered_heads = holders.size();
+  const auto edges = EdgesOf(ranges);
+  if (edges.front().layer != needed.layer_begin) return false;
+  for (size_t index = 0; index < edges.size(); ++index) {
+    const auto& [layer, begins, range] = edges[index];
+    for (uint16_t head = range.head_begin; head < range.head_end; ++head) {
+      uint16_t& count = holders[head - needed.head_begin];
+      uncovered_heads -= begins && count == 0;
+      count = begins ? count + 1 : count - 1;
+      uncovered_heads += !begins && count == 0;
+    }
+    const bool layer_is_done = index + 1 == edges.size() || edges[index + 1].layer != layer;
+    if (layer_is_done && layer < needed.layer_end && uncovered_heads > 0) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -71,7 +78,7 @@ PartSet PartsFor(std::span<const PartRange> parts, const PartRange& needed) {
     overlapping.push_back(index);
     clipped.push_back(common);
   }
-  if (overlapping.size() < 2 || !CoversTogether(std::move(clipped), needed)) return {};
+  if (overlapping.size() < 2 || !CoversTogether(clipped, needed)) return {};
   return overlapping;
 }
 

@@ -32,7 +32,7 @@ class EvictionPolicy {
 
   virtual ~EvictionPolicy() = default;
 
-  // `now` never decreases by more than what concurrent calls make of it; a larger one is more recent.
+  // The larger `now` is the more recent. Calls that run at once may come out of order.
   virtual void Insert(BlockId block, uint64_t now) = 0;
   virtual void Touch(BlockId block, uint64_t now) = 0;
   virtual void Remove(BlockId block) = 0;

@@ -137,6 +137,27 @@ TEST_F(BlockPoolTest, ADrainMakesRoomForALargerSlot) {
   EXPECT_TRUE(pool_.Allocate(kMiB, 0).has_value());
 }
 
+TEST_F(BlockPoolTest, AfterADrainThereIsRoomForAnySize) {
+  std::mt19937 random(9);
+  std::vector<std::optional<uint64_t>> places;
+  const auto draw_bytes = [&] { return 1 + random() % (1u << (6 + random() % 16)); };
+  for (int round = 0; round < 3'000; ++round) {
+    const uint64_t bytes = draw_bytes();
+    const auto owner = static_cast<uint32_t>(places.size());
+    places.push_back(pool_.Allocate(bytes, owner));
+    if (places.back().has_value()) continue;
+    const auto drain = pool_.BeginDrain(bytes, Anybody);
+    ASSERT_TRUE(drain.has_value());
+    for (const uint32_t left : drain->owners) {
+      pool_.Free(*places[left]);
+      places[left].reset();
+    }
+    pool_.EndDrain(*drain);
+    places.back() = pool_.Allocate(bytes, owner);
+    ASSERT_TRUE(places.back().has_value()) << bytes << " bytes, round " << round;
+  }
+}
+
 TEST_F(BlockPoolTest, NothingIsAllocatedWhereADrainGoesOn) {
   const std::vector<uint64_t> places = Fill(5000);
   const auto drain = pool_.BeginDrain(kMiB, Anybody);

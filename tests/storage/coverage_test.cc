@@ -82,6 +82,8 @@ TEST(CoverageTest, ABlockOfAThousandPartsIsNoTrouble) {
   EXPECT_TRUE(Covers(parts, Range(0, 32, 0, 32)));
   parts[500] = Range(0, 1, 0, 1);
   EXPECT_FALSE(Covers(parts, Range(0, 32, 0, 32)));
+  EXPECT_TRUE(Covers(parts, Range(0, 15, 0, 32)));
+  EXPECT_TRUE(Covers(parts, Range(16, 32, 0, 32)));
 }
 
 }  // namespace

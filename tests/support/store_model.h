@@ -45,7 +45,7 @@ class StoreModel {
   using Name = std::pair<std::pair<TenantId, CacheId>, std::pair<uint16_t, std::string>>;
   static Name NameOf(const BlockKey& key);
 
-  const Block none_;
+  const Block none_ = {};
   std::map<Name, std::pair<BlockKey, Block>> blocks_;
 };
 
