@@ -30,6 +30,7 @@ ABSL_FLAG(nqkv::ByteSize, host_bytes, nqkv::ByteSize(),
 ABSL_FLAG(std::string, arena_path, "",
           "File for the blocks, on tmpfs or hugetlbfs; created with mode 0600. Empty: anonymous memory.");
 ABSL_FLAG(bool, prefault, nqkv::StorageOptions().prefault, "Touch all memory for blocks at start.");
+ABSL_FLAG(bool, huge_pages, nqkv::StorageOptions().huge_pages, "Ask for huge pages when the memory is anonymous.");
 ABSL_FLAG(std::string, backend, nqkv::Options().backend, "auto, cpu or cuda. cuda is not built yet.");
 ABSL_FLAG(uint32_t, codec_threads, nqkv::Options().codec_threads, "Threads that encode and decode. 0: one a core.");
 ABSL_FLAG(uint32_t, codec_queue_max, nqkv::Options().codec_queue_max, "Calls that may wait for such a thread.");
@@ -87,6 +88,7 @@ Options FromFlags() {
   options.storage.host_bytes = absl::GetFlag(FLAGS_host_bytes).bytes;
   options.storage.arena_path = absl::GetFlag(FLAGS_arena_path);
   options.storage.prefault = absl::GetFlag(FLAGS_prefault);
+  options.storage.huge_pages = absl::GetFlag(FLAGS_huge_pages);
   options.backend = absl::GetFlag(FLAGS_backend);
   options.codec_threads = absl::GetFlag(FLAGS_codec_threads);
   options.codec_queue_max = absl::GetFlag(FLAGS_codec_queue_max);

@@ -1,4 +1,4 @@
-// What the service counts as it works. Names and labels are a promise to dashboards: README lists them.
+// What the service counts as it works. Names and labels are a promise to dashboards.
 #pragma once
 
 #include <array>

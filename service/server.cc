@@ -35,6 +35,7 @@ namespace {
 
 constexpr absl::Duration kWorkerStallMax = absl::Seconds(10);
 constexpr absl::Duration kRpcStallMax = absl::Seconds(10);
+constexpr int kStreamsMax = 1'024;  // Calls in flight on one connection; more wait at the client.
 
 // What the machine decides where the flags do not.
 void FillDefaults(Options* options) {
@@ -158,6 +159,7 @@ class ServerImpl final : public Server {
     builder->SetMaxReceiveMessageSize(static_cast<int>(options_.limits.message_bytes_max));
     builder->SetMaxSendMessageSize(-1);
     builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsMax);
     // Reflection is a synchronous service: one poller is plenty.
     builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
     builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
