@@ -197,11 +197,11 @@ TEST_F(ClientTest, RefusesAPutReplyThatMakesNoSense) {
   const auto cache = Open();
   const PutBlock block = MakeBlock("key");
   testing::FakeKvCache::Behaviour behaviour;
-  behaviour.put_script.emplace(1);
+  behaviour.put_script = std::make_shared<std::vector<v1::PutResponse>>(1);
   behaviour.put_script->front().add_results()->set_block(3);
   fake_.set_behaviour(behaviour);
   EXPECT_THAT(std::string(cache->Put({&block, 1})[0].status.message()), HasSubstr("block 3, not open"));
-  behaviour.put_script->clear();
+  behaviour.put_script = std::make_shared<std::vector<v1::PutResponse>>();
   fake_.set_behaviour(behaviour);
   EXPECT_THAT(std::string(cache->Put({&block, 1})[0].status.message()), HasSubstr("without a result for 1"));
 }
@@ -261,7 +261,7 @@ TEST_F(ClientTest, SaysHowLargeATargetMustBe) {
 TEST_F(ClientTest, NeverTakesATruncatedGetForABlock) {
   const auto cache = Open();
   testing::FakeKvCache::Behaviour behaviour;
-  behaviour.get_script.emplace(1);
+  behaviour.get_script = std::make_shared<std::vector<v1::GetResponse>>(1);
   v1::GetChunk* chunk = behaviour.get_script->front().add_chunks();
   chunk->mutable_result()->set_payload_bytes(kBlockBytes);
   chunk->set_bytes(5);

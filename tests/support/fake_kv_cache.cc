@@ -210,7 +210,7 @@ grpc::Status FakeKvCache::Put(grpc::ServerContext*, grpc::ServerReaderWriter<v1:
       MutexLock lock(&mutex_);
       breaks = std::exchange(break_put_, std::nullopt);
     }
-    std::optional<std::vector<v1::PutResponse>> script;
+    std::shared_ptr<const std::vector<v1::PutResponse>> script;
     {
       MutexLock lock(&mutex_);
       put_messages_.emplace_back(request.chunks_size(), request.payload().size());

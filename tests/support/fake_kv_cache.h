@@ -22,11 +22,13 @@ class FakeKvCache final : public v1::KvCache::Service {
   // What the server tells when a cache is opened, and how it cuts its replies.
   struct Behaviour {
     v1::Limits limits;
-    uint64_t reply_bytes = 1 << 20;                          // Payload of one Get message.
-    bool interleave = false;                                 // Get sends the blocks' chunks by turns.
-    std::function<void(v1::GetResponse*)> on_get;            // Changes a reply before it is sent.
-    std::optional<std::vector<v1::GetResponse>> get_script;  // Sent in place of the blocks.
-    std::optional<std::vector<v1::PutResponse>> put_script;  // Sent at once in place of the results.
+    uint64_t reply_bytes = 1 << 20;                // Payload of one Get message.
+    bool interleave = false;                       // Get sends the blocks' chunks by turns.
+    std::function<void(v1::GetResponse*)> on_get;  // Changes a reply before it is sent.
+    // Null, or what is sent in place of the blocks or results. Pointers since g++ 12 takes optional vectors for
+    // uninitialized under the sanitizers.
+    std::shared_ptr<std::vector<v1::GetResponse>> get_script;
+    std::shared_ptr<std::vector<v1::PutResponse>> put_script;
   };
 
   FakeKvCache();
