@@ -1,7 +1,10 @@
 #include "service/flags.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <iostream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -28,7 +31,7 @@ ABSL_FLAG(
 ABSL_FLAG(nqkv::ByteSize, host_bytes, nqkv::ByteSize(),
           "Host memory for blocks, such as 40GiB. 0: half of what is available.");
 ABSL_FLAG(std::string, arena_path, "",
-          "File for the blocks, on tmpfs or hugetlbfs; created with mode 0600. Empty: anonymous memory.");
+          "File for the blocks, on tmpfs; created with mode 0600. Empty: anonymous memory.");
 ABSL_FLAG(bool, prefault, nqkv::StorageOptions().prefault, "Touch all memory for blocks at start.");
 ABSL_FLAG(bool, huge_pages, nqkv::StorageOptions().huge_pages, "Ask for huge pages when the memory is anonymous.");
 ABSL_FLAG(std::string, backend, nqkv::Options().backend, "auto, cpu or cuda. cuda is not built yet.");
@@ -62,7 +65,7 @@ constexpr absl::string_view kUsage =
     "  nqkvd                                        on loopback, with half of the memory that is available\n"
     "  nqkvd --host_bytes=40GiB --listen=0.0.0.0:6758\n"
     "  nqkvd --flagfile=/etc/nqkv/nqkvd.flags\n\n"
-    "Every flag can be given as an environment variable too: NQKV_HOST_BYTES=40GiB. `nqkvd --helpfull` lists all.";
+    "Every flag can be given as an environment variable too: NQKV_HOST_BYTES=40GiB.";
 
 bool IsOurs(absl::string_view filename) { return absl::EndsWith(filename, "service/flags.cc"); }
 
@@ -78,6 +81,23 @@ absl::Status ApplyEnvironment() {
     }
   }
   return absl::OkStatus();
+}
+
+// The library's own --help ends with 1 and leaves out half.
+void PrintHelp() {
+  std::map<std::string, const absl::CommandLineFlag*> flags;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (IsOurs(flag->Filename())) flags.emplace(name, flag);
+  }
+  std::cout << kUsage << "\n";
+  for (const auto& [name, flag] : flags) {
+    std::cout << "\n  --" << name << "=" << flag->DefaultValue() << "\n      " << flag->Help() << "\n";
+  }
+}
+
+bool WantsHelp(int argc, char** argv) {
+  return std::any_of(argv + 1, argv + argc,
+                     [](absl::string_view word) { return word == "--help" || word == "-help" || word == "-h"; });
 }
 
 Options FromFlags() {
@@ -112,6 +132,10 @@ Options FromFlags() {
 
 absl::StatusOr<Options> OptionsFromCommandLine(int argc, char** argv) {
   absl::SetProgramUsageMessage(kUsage);
+  if (WantsHelp(argc, argv)) {
+    PrintHelp();
+    std::exit(0);
+  }
   absl::FlagsUsageConfig config;
   config.contains_help_flags = &IsOurs;
   config.contains_helpshort_flags = &IsOurs;

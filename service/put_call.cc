@@ -22,7 +22,7 @@ PutCall::PutCall(const CallEnvironment* environment, Transport* transport, const
       budget_(std::max(environment->budget->limit_bytes() / 2, environment->limits.message_bytes_max),
               environment->budget.get()),
       transport_(transport),
-      stream_(environment, &budget_, tenant) {}
+      stream_(std::in_place, environment, &budget_, tenant) {}
 
 void PutCall::Start() {
   MutexLock lock(&mutex_);
@@ -85,7 +85,7 @@ void PutCall::Advance() {
     return;
   }
   if (half_closed_ && !ended_ && !working_ && waiting_ == nullptr) {
-    stream_.End(&results_);
+    stream_->End(&results_);
     ended_ = true;
   }
   if (!writing_ && results_.results_size() > 0) StartWrite();
@@ -113,12 +113,12 @@ void PutCall::StartWork() {
 
 void PutCall::Work(std::unique_ptr<IncomingMessage> message, ByteBudget::Lease lease) {
   v1::PutResponse results;
-  const absl::Status status = stream_.Take(*message, &results);
+  const absl::Status status = stream_->Take(*message, &results);
   message.reset();
   lease.Reset();
   MutexLock lock(&mutex_);
   working_ = false;
-  open_blocks_ = stream_.open_blocks();
+  open_blocks_ = stream_->open_blocks();
   results_.MergeFrom(results);
   if (status_.ok()) status_ = status;
   if (absl::IsResourceExhausted(status)) environment_->metrics->RecordRejection(Rejection::kBytesInFlight);
@@ -162,6 +162,7 @@ void PutCall::Finish(const absl::Status& status) {
   StopWatchingIdle();
   waiting_.reset();
   waiting_lease_.Reset();
+  stream_.reset();  // Open blocks go now, not when the transport lets go of the call.
   environment_->metrics->RecordRpc(Rpc::kPut, status.code(), absl::Now() - start_);
   std::exchange(transport_, nullptr)->Finish(status);
 }

@@ -58,7 +58,7 @@ class PutCall : public std::enable_shared_from_this<PutCall> {
   ByteBudget budget_;  // This call's part of the environment's.
   mutable Mutex mutex_;
   Transport* transport_ ABSL_GUARDED_BY(mutex_);
-  PutStream stream_;  // The worker's while `working_`, else guarded by `mutex_`.
+  std::optional<PutStream> stream_;  // The worker's while `working_`, else guarded by `mutex_`. Gone once finished.
   std::unique_ptr<IncomingMessage> waiting_ ABSL_GUARDED_BY(mutex_);  // For a worker.
   ByteBudget::Lease waiting_lease_ ABSL_GUARDED_BY(mutex_);
   v1::PutResponse results_ ABSL_GUARDED_BY(mutex_);  // To be written.

@@ -114,7 +114,9 @@ class ProcessTest(unittest.TestCase):
             self.assertIn("5 codec threads", service.ready)
 
     def test_help_and_version(self):
-        help_text = subprocess.run([NQKVD, "--help"], capture_output=True, text=True, timeout=60).stdout
+        helped = subprocess.run([NQKVD, "--help"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(helped.returncode, 0)
+        help_text = helped.stdout
         for flag in ("--listen", "--host_bytes", "--max_read_seconds", "--arena_path"):
             self.assertIn(flag, help_text)
         version = subprocess.run([NQKVD, "--version"], capture_output=True, text=True, timeout=60)
