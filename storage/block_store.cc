@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cassert>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,6 +20,8 @@ constexpr size_t kScopeBytesMax = 32;
 constexpr int kEvictionsMax = 16;
 // How often a place is made before a reservation gives up: others may have taken each.
 constexpr int kDrainsMax = 16;
+// A committed part moves to a smaller slot when that saves at least this share, one in so many, of its slot.
+constexpr uint64_t kShrinkShare = 8;
 // Blocks that Clear forgets under one lock.
 constexpr uint64_t kClearStepBlocks = 64;
 
@@ -51,6 +54,7 @@ class BlockStore::Impl {
 
  private:
   bool TryPlace(uint32_t slot, uint64_t bytes);
+  void Shrink(uint32_t slot, uint64_t bytes);
   void EvictOwner(uint32_t slot);
   void CountEvicted(const Forgotten& evicted);
   absl::Status CheckSlots(const std::vector<uint32_t>& committed);
@@ -111,7 +115,25 @@ void BlockStore::Impl::AbandonSlot(uint32_t slot) {
   FreeSlots({slot});
 }
 
+// Moves a part that needs far less than was reserved for it to a slot of its size. Where there is none it stays:
+// evicting for it would lose more than it saves.
+void BlockStore::Impl::Shrink(uint32_t slot, uint64_t bytes) {
+  SlotEntry& entry = table_->entry(slot);
+  const uint64_t slot_bytes = SlotBytes(entry.size_class);
+  const SizeClass size_class = SizeClassOf(bytes);
+  if (SlotBytes(size_class) > slot_bytes - slot_bytes / kShrinkShare) return;
+  const std::optional<uint64_t> offset = pool_.Allocate(bytes, slot);
+  if (!offset.has_value()) return;
+  const std::byte* source = table_->memory(slot);
+  const uint64_t source_offset = std::exchange(entry.offset, *offset);
+  entry.size_class = size_class;
+  std::memcpy(table_->memory(slot), source, bytes);
+  pool_.Free(source_offset);
+  reserved_bytes_.fetch_sub(slot_bytes - SlotBytes(size_class), std::memory_order_relaxed);
+}
+
 absl::Status BlockStore::Impl::CommitSlot(uint32_t slot, const BlockKey& key, uint64_t bytes, const PartInfo& info) {
+  Shrink(slot, bytes);
   SlotEntry& entry = table_->entry(slot);
   entry.bytes = static_cast<uint32_t>(bytes);
   entry.raw_bytes = info.raw_bytes;

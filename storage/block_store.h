@@ -55,7 +55,8 @@ class BlockStore {
   //                       (then the message says so); the block has too many parts.
   absl::StatusOr<Reservation> Reserve(const BlockKey& key, const PartRange& range, uint64_t bytes);
 
-  // Makes the part visible with its first `bytes` bytes. Atomic: found whole or not at all.
+  // Makes the part visible with its first `bytes` bytes. Atomic: found whole or not at all. A part much smaller than
+  // its reservation is copied to a smaller slot, where one is free.
   //
   // Errors (the reservation's memory is given back):
   //   ALREADY_EXISTS      the committed parts cover the range by now.

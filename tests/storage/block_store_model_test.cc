@@ -87,7 +87,7 @@ class BlockStoreModelTest : public ::testing::TestWithParam<Case> {
     const PartRange range = DrawRange();
     const std::string bytes = DrawBytes();
     Reconcile(key);
-    auto reservation = store_->Reserve(key, range, bytes.size() + static_cast<size_t>(Draw(0, 1) * 100));
+    auto reservation = store_->Reserve(key, range, bytes.size() * static_cast<size_t>(1 + Draw(0, 7) / 7));
     Reconcile(key);
     if (!reservation.ok()) {
       if (absl::IsAlreadyExists(reservation.status())) {

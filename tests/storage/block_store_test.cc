@@ -89,6 +89,27 @@ TEST_F(BlockStoreTest, DroppedReservationGivesItsMemoryBack) {
   EXPECT_FALSE(Has(Key("a")));
 }
 
+TEST_F(BlockStoreTest, APartTakesTheRoomThatItNeedsNotWhatWasReserved) {
+  auto reservation = store_->Reserve(Key("a"), kWhole, 1'000'000);
+  ASSERT_TRUE(reservation.ok());
+  std::fill_n(reservation->bytes().begin(), 100'000, std::byte{'a'});
+  ASSERT_EQ(store_->Commit(*std::move(reservation), 100'000, {}), absl::OkStatus());
+  EXPECT_LT(store_->Stats().used_bytes, 104'000u);
+  EXPECT_EQ(store_->StatsOf(0, 1).used_bytes, store_->Stats().used_bytes);
+  EXPECT_TRUE(Read(Key("a")) == std::string(100'000, 'a'));
+}
+
+TEST_F(BlockStoreTest, APartStaysWhereItIsWhenNoSmallerSlotIsFree) {
+  auto reservation = store_->Reserve(Key("a"), kWhole, 3'900'000);
+  ASSERT_TRUE(reservation.ok());
+  const auto filler = store_->Reserve(Key("b"), kWhole, 50'000);
+  ASSERT_TRUE(filler.ok());
+  std::fill_n(reservation->bytes().begin(), 100'000, std::byte{'a'});
+  ASSERT_EQ(store_->Commit(*std::move(reservation), 100'000, {}), absl::OkStatus());
+  EXPECT_GT(store_->Stats().used_bytes, 3'900'000u);
+  EXPECT_TRUE(Read(Key("a")) == std::string(100'000, 'a'));
+}
+
 TEST_F(BlockStoreTest, SecondCommitOfARangeIsRefusedAndItsMemoryReturns) {
   auto first = store_->Reserve(Key("a"), kWhole, 100);
   auto second = store_->Reserve(Key("a"), kWhole, 200);
