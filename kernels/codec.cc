@@ -80,7 +80,7 @@ bool RunsNqkv4Avx2(const PlaneCodec& codec) { return RunsAvx2() && codec.layout 
 }  // namespace
 
 EncodeResult EncodePlane(const EncodeArgs& args) {
-  if (args.codec.id == CodecId::kRaw) return RawEncodeReference(args);
+  if (args.codec.id == CodecId::kRaw) return RunsAvx2() ? RawEncodeAvx2(args) : RawEncodeReference(args);
   return RunsNqkv4Avx2(args.codec) ? Nqkv4EncodeAvx2(args) : Nqkv4EncodeReference(args);
 }
 

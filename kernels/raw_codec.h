@@ -36,7 +36,8 @@ inline void StoreElement(std::byte* row, size_t index, Dtype dtype, float value)
 EncodeResult RawEncodeReference(const EncodeArgs& args);
 void RawDecodeReference(const DecodeArgs& args);
 
-// Needs AVX2 and F16C.
+// Need AVX2 and F16C.
+EncodeResult RawEncodeAvx2(const EncodeArgs& args);
 void RawDecodeAvx2(const DecodeArgs& args);
 
 }  // namespace nqkv
