@@ -1,26 +1,35 @@
 #include "client/borrowed_memory.h"
 
+#include <utility>
+
 namespace nqkv::client {
-namespace {
 
-using Counter = std::shared_ptr<std::atomic<uint64_t>>;
+BorrowedMemory::BorrowedMemory() : loans_(std::make_shared<Loans>()), returned_(loans_->returned.get_future()) {}
 
-void Return(void* user_data) {
-  const std::unique_ptr<Counter> lent(static_cast<Counter*>(user_data));
-  (*lent)->fetch_sub(1, std::memory_order_acq_rel);
-  (*lent)->notify_all();
+BorrowedMemory::~BorrowedMemory() {
+  Close();
+  returned_.wait();
 }
-
-}  // namespace
 
 grpc::Slice BorrowedMemory::Borrow(const void* data, size_t bytes) {
-  lent_->fetch_add(1, std::memory_order_relaxed);
+  loans_->count.fetch_add(1, std::memory_order_relaxed);
+  const auto drop = [](void* user_data) {
+    const std::unique_ptr<std::shared_ptr<Loans>> loans(static_cast<std::shared_ptr<Loans>*>(user_data));
+    (*loans)->Return();
+  };
   // gRPC's signature has no const; it does not write.
-  return grpc::Slice(const_cast<void*>(data), bytes, Return, new Counter(lent_));
+  return grpc::Slice(const_cast<void*>(data), bytes, drop, new std::shared_ptr<Loans>(loans_));
 }
 
-void BorrowedMemory::WaitUntilReturned() {
-  for (uint64_t lent = this->lent(); lent != 0; lent = this->lent()) lent_->wait(lent, std::memory_order_acquire);
+uint64_t BorrowedMemory::lent() const { return loans_->count.load(std::memory_order_acquire) - (closed_ ? 0 : 1); }
+
+bool BorrowedMemory::WaitUntilReturned(std::chrono::milliseconds timeout) {
+  Close();
+  return returned_.wait_for(timeout) == std::future_status::ready;
+}
+
+void BorrowedMemory::Close() {
+  if (!std::exchange(closed_, true)) loans_->Return();
 }
 
 }  // namespace nqkv::client

@@ -8,15 +8,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "grpcpp/create_channel.h"
-#include "grpcpp/security/credentials.h"
-#include "grpcpp/support/channel_arguments.h"
 
 namespace nqkv::client {
 namespace {
 
-constexpr int kKeepaliveTimeMs = 30'000;
-constexpr int kKeepaliveTimeoutMs = 10'000;
 constexpr size_t kUnixPathBytesMax = 107;  // sun_path with its terminating zero.
 
 bool IsHostPort(absl::string_view server) {
@@ -28,22 +23,6 @@ bool IsHostPort(absl::string_view server) {
   if (host.front() == '[') return host.back() == ']' && host.size() > 2;
   return host.find_first_of(":/ []") == absl::string_view::npos;
 }
-
-class ChannelClock : public Clock {
- public:
-  explicit ChannelClock(std::shared_ptr<grpc::Channel> channel) : channel_(std::move(channel)) {}
-
-  TimePoint Now() const override { return Clock::Real()->Now(); }
-  void SleepFor(std::chrono::nanoseconds duration) override {
-    const TimePoint end = Now() + duration;
-    channel_->WaitForConnected(std::chrono::system_clock::now() + duration);
-    // A connection that is there at once is no reason to hurry: the server asked for the time, or all clients come now.
-    if (const auto left = end - Now(); left > std::chrono::nanoseconds(0)) Clock::Real()->SleepFor(left);
-  }
-
- private:
-  std::shared_ptr<grpc::Channel> channel_;
-};
 
 }  // namespace
 
@@ -62,31 +41,36 @@ absl::Status ValidateServer(const std::string& server) {
   return absl::InvalidArgumentError(absl::StrCat("server: '", server, "' is neither host:port nor unix:/path"));
 }
 
-std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& server) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(Channel::kMessageBytesMax);
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
-  // Also sets TCP_USER_TIMEOUT, so that a peer which stopped reading cannot keep borrowed memory for ever.
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  // Clients of one process do not share a connection, and so not its flow control.
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
-}
-
 absl::StatusOr<std::shared_ptr<Channel>> Channel::Create(const std::string& server) {
   if (absl::Status valid = ValidateServer(server); !valid.ok()) return valid;
-  return std::shared_ptr<Channel>(new Channel(server, MakeGrpcChannel(server)));
+  return std::shared_ptr<Channel>(new Channel(server));
 }
 
-Channel::Channel(const std::string& server, const std::shared_ptr<grpc::Channel>& channel)
-    : server_(server),
-      clock_(std::make_unique<ChannelClock>(channel)),
-      stub_(v1::KvCache::NewStub(channel)),
-      generic_(channel) {}
+absl::StatusOr<std::shared_ptr<Connection>> Channel::Connect() {
+  std::shared_ptr<Connection> present = connection_.load();
+  if (present != nullptr && !present->broken()) return present;
+  absl::StatusOr<std::shared_ptr<Connection>> fresh = Connection::Open(server_);
+  if (!fresh.ok()) return fresh;
+  // Another thread may have been faster: then all use its connection.
+  if (connection_.compare_exchange_strong(present, *fresh) || present == nullptr) return fresh;
+  return present;
+}
+
+void Channel::Discard(std::shared_ptr<Connection> connection) {
+  // Over TCP gRPC heals it.
+  if (connection->heals_itself()) return;
+  connection_.compare_exchange_strong(connection, nullptr);
+}
+
+void Channel::PollingClock::SleepFor(std::chrono::nanoseconds duration) {
+  const TimePoint end = Now() + duration;
+  const std::shared_ptr<Connection> connection = channel_->connection_.load();
+  if (connection != nullptr && connection->heals_itself()) {
+    connection->channel()->WaitForConnected(std::chrono::system_clock::now() + duration);
+  }
+  // A connection that is there at once is no reason to hurry: the server asked for the time, or all clients come now.
+  if (const auto left = end - Now(); left > std::chrono::nanoseconds(0)) Clock::Real()->SleepFor(left);
+}
 
 void SetDeadline(grpc::ClientContext* context, TimePoint deadline, const Clock& clock) {
   const auto left = std::max(deadline - clock.Now(), TimePoint::duration::zero());

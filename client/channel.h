@@ -1,24 +1,19 @@
-// The connection to one server, tuned for bulk.
+// The way to one server: a connection at a time, a new one when the last broke.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "client/connection.h"
 #include "client/retry.h"
-#include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
-#include "grpcpp/generic/generic_stub.h"
-#include "nqkv/v1/kv_cache.grpc.pb.h"
 
 namespace nqkv::client {
 
 // INVALID_ARGUMENT unless `server` is "host:port", "[v6]:port" or "unix:/path".
 absl::Status ValidateServer(const std::string& server);
-
-// Messages up to kMessageBytesMax, no retries inside gRPC (its retry buffer may keep the caller's memory after the
-// call), quick reconnects, no HTTP proxy. Connects on first use.
-std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& server);
 
 // Thread-safe.
 class Channel {
@@ -26,22 +21,34 @@ class Channel {
   // What the client takes in one message, whatever the server allows.
   static constexpr int kMessageBytesMax = 64 << 20;
 
+  // Does not connect. Errors: INVALID_ARGUMENT (see ValidateServer).
   static absl::StatusOr<std::shared_ptr<Channel>> Create(const std::string& server);
 
-  v1::KvCache::Stub& stub() { return *stub_; }
-  grpc::GenericStub& generic() { return generic_; }
+  // The connection, a new one when there is none that works. Errors: UNAVAILABLE.
+  absl::StatusOr<std::shared_ptr<Connection>> Connect();
+  // Makes the next Connect open another one, after a call on this one ended with UNAVAILABLE.
+  void Discard(std::shared_ptr<Connection> connection);
+
   // Real time, whose waits also drive the connection: gRPC does not get on with a handshake while no call polls, so a
   // plain sleep between two attempts would leave the second as disconnected as the first.
-  Clock* clock() { return clock_.get(); }
-  const std::string& server() const { return server_; }
+  Clock* clock() { return &clock_; }
 
  private:
-  Channel(const std::string& server, const std::shared_ptr<grpc::Channel>& channel);
+  class PollingClock : public Clock {
+   public:
+    explicit PollingClock(Channel* channel) : channel_(channel) {}
+    TimePoint Now() const override { return Clock::Real()->Now(); }
+    void SleepFor(std::chrono::nanoseconds duration) override;
 
-  std::string server_;
-  std::unique_ptr<Clock> clock_;
-  std::unique_ptr<v1::KvCache::Stub> stub_;
-  grpc::GenericStub generic_;
+   private:
+    Channel* channel_;
+  };
+
+  explicit Channel(const std::string& server) : server_(server), clock_(this) {}
+
+  const std::string server_;
+  PollingClock clock_;
+  std::atomic<std::shared_ptr<Connection>> connection_;
 };
 
 // Makes `context` end at `deadline`, which lies on the clock of the client, not on gRPC's.

@@ -36,12 +36,23 @@ TimePoint DeadlineOf(const ClientOptions& client, const CallOptions& call, const
   return clock.Now() + std::min(call.timeout.value_or(client.timeout), year);
 }
 
+// Runs `call(connection)`; one that ends with UNAVAILABLE costs the connection.
+template <typename Call>
+absl::Status OnConnection(Channel* channel, Call call) {
+  NQKV_ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, channel->Connect());
+  absl::Status status = call(connection.get());
+  if (absl::IsUnavailable(status)) channel->Discard(connection);
+  return status;
+}
+
 absl::StatusOr<std::shared_ptr<const OpenState>> Open(Channel* channel, const v1::OpenCacheRequest& request,
                                                       TimePoint deadline, const Clock& clock) {
-  grpc::ClientContext context;
-  SetDeadline(&context, deadline, clock);
   v1::OpenCacheResponse response;
-  NQKV_RETURN_IF_ERROR(FromGrpc(channel->stub().OpenCache(&context, request, &response)));
+  NQKV_RETURN_IF_ERROR(OnConnection(channel, [&](Connection* connection) {
+    grpc::ClientContext context;
+    SetDeadline(&context, deadline, clock);
+    return FromGrpc(connection->stub().OpenCache(&context, request, &response));
+  }));
   auto state = std::make_shared<OpenState>();
   state->cache_id = response.cache_id();
   state->shard_id = response.shard_id();
@@ -90,7 +101,7 @@ absl::StatusOr<PutItem> PutItemOf(uint32_t number, const PutBlock& block, const 
 }
 
 // One attempt at all of `pending`, which keeps those that want another.
-absl::Status PutOnce(Channel* channel, const Clock& clock, const OpenState& state, TimePoint deadline,
+absl::Status PutOnce(Connection* connection, const Clock& clock, const OpenState& state, TimePoint deadline,
                      std::vector<PutItem>* pending, std::vector<PutResult>* results) {
   std::vector<std::optional<PutResult>> answers(results->size());
   const PutStreamOptions stream{.cache_id = state.cache_id,
@@ -98,7 +109,7 @@ absl::Status PutOnce(Channel* channel, const Clock& clock, const OpenState& stat
                                 .payload_bytes = PutPayloadBytes(state.info),
                                 .open_blocks_max = std::max<uint32_t>(state.info.put_open_blocks_max, 1),
                                 .deadline = deadline};
-  absl::Status ended = RunPutStream(channel, clock, stream, *pending, answers);
+  absl::Status ended = RunPutStream(connection, clock, stream, *pending, answers);
   absl::Status worth_another;
   std::erase_if(*pending, [&](const PutItem& item) {
     std::optional<PutResult>& answer = answers[item.number];
@@ -113,7 +124,7 @@ absl::Status PutOnce(Channel* channel, const Clock& clock, const OpenState& stat
 }
 
 // One attempt at all of `pending`, which keeps those that have no result, or not all their bytes.
-absl::Status GetOnce(Channel* channel, const Clock& clock, const OpenState& state, const GetOptions& get,
+absl::Status GetOnce(Connection* connection, const Clock& clock, const OpenState& state, const GetOptions& get,
                      TimePoint deadline, std::span<const GetTarget> targets, std::vector<size_t>* pending,
                      std::vector<GetResult>* results) {
   const size_t keys_max = state.info.get_keys_max > 0 ? state.info.get_keys_max : SIZE_MAX;
@@ -131,7 +142,7 @@ absl::Status GetOnce(Channel* channel, const Clock& clock, const OpenState& stat
       batch_results.push_back(&(*results)[index]);
     }
     std::vector<bool> done;
-    ended = RunGetStream(channel, clock, stream, batch_targets, batch_results, &done);
+    ended = RunGetStream(connection, clock, stream, batch_targets, batch_results, &done);
     for (size_t i = 0; i < batch.size(); ++i) {
       if (!done[i]) unfinished.push_back(batch[i]);
     }
@@ -157,17 +168,17 @@ class Cache::Impl {
 
   const CacheOptions& cache() const { return cache_; }
   std::shared_ptr<const OpenState> state() const { return state_.load(); }
-  Channel* channel() { return channel_.get(); }
   const Clock& clock() const { return *clock_; }
 
-  // Runs `attempt(state, deadline)` until it is OK, is not worth another try, or time is up.
+  // Runs `attempt(connection, state, deadline)` until it is OK, is not worth another try, or time is up.
   template <typename Attempt>
   absl::Status Call(const CallOptions& options, Attempt attempt) {
     Retry retry(options_.retry, DeadlineOf(options_, options, *clock_), clock_);
     bool reopened = false;
     for (;;) {
       const std::shared_ptr<const OpenState> state = state_.load();
-      absl::Status status = attempt(*state, retry.deadline());
+      absl::Status status = OnConnection(
+          channel_.get(), [&](Connection* connection) { return attempt(connection, *state, retry.deadline()); });
       if (absl::IsNotFound(status) && !reopened) {
         reopened = true;
         status = Reopen(state, retry.deadline());
@@ -222,12 +233,12 @@ absl::StatusOr<std::vector<LookupResult>> Cache::Lookup(std::span<const LookupQu
   v1::LookupRequest request;
   for (const LookupQuery& query : queries) *request.add_queries() = ToProto(query);
   v1::LookupResponse response;
-  NQKV_RETURN_IF_ERROR(impl_->Call(options, [&](const OpenState& state, TimePoint deadline) {
+  NQKV_RETURN_IF_ERROR(impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) {
     request.set_cache_id(state.cache_id);
     request.set_shard_id(state.shard_id);
     grpc::ClientContext context;
     SetDeadline(&context, deadline, impl_->clock());
-    return FromGrpc(impl_->channel()->stub().Lookup(&context, request, &response));
+    return FromGrpc(connection->stub().Lookup(&context, request, &response));
   }));
   if (static_cast<size_t>(response.results_size()) != queries.size()) {
     return absl::InternalError(
@@ -254,9 +265,10 @@ std::vector<PutResult> Cache::Put(std::span<const PutBlock> blocks, const CallOp
     }
   }
   if (pending.empty()) return results;
-  const absl::Status status = impl_->Call(options, [&](const OpenState& state, TimePoint deadline) {
-    return PutOnce(impl_->channel(), impl_->clock(), state, deadline, &pending, &results);
-  });
+  const absl::Status status =
+      impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) {
+        return PutOnce(connection, impl_->clock(), state, deadline, &pending, &results);
+      });
   for (const PutItem& item : pending) {
     if (results[item.number].status.ok()) results[item.number].status = status;
   }
@@ -275,9 +287,10 @@ std::vector<GetResult> Cache::Get(std::span<const GetTarget> targets, const GetO
     }
   }
   if (pending.empty()) return results;
-  const absl::Status status = impl_->Call(options, [&](const OpenState& state, TimePoint deadline) {
-    return GetOnce(impl_->channel(), impl_->clock(), state, get, deadline, targets, &pending, &results);
-  });
+  const absl::Status status =
+      impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) {
+        return GetOnce(connection, impl_->clock(), state, get, deadline, targets, &pending, &results);
+      });
   for (const size_t index : pending) results[index].status = status;
   return results;
 }
@@ -285,36 +298,37 @@ std::vector<GetResult> Cache::Get(std::span<const GetTarget> targets, const GetO
 absl::StatusOr<Removed> Cache::Delete(uint32_t layer_group, std::span<const std::string> keys,
                                       const CallOptions& options) {
   Removed removed;
-  NQKV_RETURN_IF_ERROR(impl_->Call(options, [&](const OpenState& state, TimePoint deadline) -> absl::Status {
-    const size_t keys_max = state.info.delete_keys_max > 0 ? state.info.delete_keys_max : SIZE_MAX;
-    while (!keys.empty()) {
-      const std::span<const std::string> batch = keys.first(std::min(keys_max, keys.size()));
-      v1::DeleteRequest request;
-      request.set_cache_id(state.cache_id);
-      request.set_layer_group(layer_group);
-      for (const std::string& key : batch) request.add_keys(key);
-      grpc::ClientContext context;
-      SetDeadline(&context, deadline, impl_->clock());
-      v1::DeleteResponse response;
-      absl::Status deleted = FromGrpc(impl_->channel()->stub().Delete(&context, request, &response));
-      if (!deleted.ok()) return deleted;
-      removed.blocks += response.deleted_blocks();
-      removed.bytes += response.freed_bytes();
-      keys = keys.subspan(batch.size());  // Another attempt goes on from here.
-    }
-    return absl::OkStatus();
-  }));
+  NQKV_RETURN_IF_ERROR(
+      impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) -> absl::Status {
+        const size_t keys_max = state.info.delete_keys_max > 0 ? state.info.delete_keys_max : SIZE_MAX;
+        while (!keys.empty()) {
+          const std::span<const std::string> batch = keys.first(std::min(keys_max, keys.size()));
+          v1::DeleteRequest request;
+          request.set_cache_id(state.cache_id);
+          request.set_layer_group(layer_group);
+          for (const std::string& key : batch) request.add_keys(key);
+          grpc::ClientContext context;
+          SetDeadline(&context, deadline, impl_->clock());
+          v1::DeleteResponse response;
+          absl::Status deleted = FromGrpc(connection->stub().Delete(&context, request, &response));
+          if (!deleted.ok()) return deleted;
+          removed.blocks += response.deleted_blocks();
+          removed.bytes += response.freed_bytes();
+          keys = keys.subspan(batch.size());  // Another attempt goes on from here.
+        }
+        return absl::OkStatus();
+      }));
   return removed;
 }
 
 absl::StatusOr<Removed> Cache::Clear(const CallOptions& options) {
   v1::ClearResponse response;
-  NQKV_RETURN_IF_ERROR(impl_->Call(options, [&](const OpenState& state, TimePoint deadline) {
+  NQKV_RETURN_IF_ERROR(impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) {
     v1::ClearRequest request;
     request.set_cache_id(state.cache_id);
     grpc::ClientContext context;
     SetDeadline(&context, deadline, impl_->clock());
-    return FromGrpc(impl_->channel()->stub().Clear(&context, request, &response));
+    return FromGrpc(connection->stub().Clear(&context, request, &response));
   }));
   return Removed{.blocks = response.deleted_blocks(), .bytes = response.freed_bytes()};
 }

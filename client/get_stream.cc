@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/call_queue.h"
 #include "client/convert.h"
 #include "google/protobuf/wire_format_lite.h"
-#include "grpcpp/completion_queue.h"
 #include "grpcpp/support/proto_buffer_reader.h"
 #include "kernels/status_macros.h"
 #include "proto/rpc_status.h"
@@ -115,10 +115,10 @@ namespace {
 // The state of one call, driven by one thread through its own completion queue.
 class GetCall {
  public:
-  GetCall(Channel* channel, const Clock& clock, const GetStreamOptions& options, GetAssembler* assembler)
-      : assembler_(assembler), request_(options.request) {
+  GetCall(Connection* connection, const Clock& clock, const GetStreamOptions& options, GetAssembler* assembler)
+      : assembler_(assembler), request_(options.request), queue_(connection, options.deadline, clock) {
     SetDeadline(&context_, options.deadline, clock);
-    stream_ = channel->generic().PrepareCall(&context_, kMethod, &queue_);
+    stream_ = connection->generic().PrepareCall(&context_, kMethod, queue_.queue());
   }
 
   absl::Status Run() {
@@ -126,10 +126,6 @@ class GetCall {
     if (Wait() && Send()) Receive();
     stream_->Finish(&status_, Tag());
     Wait();
-    queue_.Shutdown();
-    void* tag = nullptr;
-    bool ok = false;
-    while (queue_.Next(&tag, &ok)) continue;
     return aborted_.ok() ? FromGrpc(status_) : aborted_;
   }
 
@@ -172,18 +168,18 @@ class GetCall {
   const v1::GetRequest& request_;
   absl::Status aborted_;
   grpc::Status status_;
-  grpc::CompletionQueue queue_;
+  CallQueue queue_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
 };
 
 }  // namespace
 
-absl::Status RunGetStream(Channel* channel, const Clock& clock, const GetStreamOptions& options,
+absl::Status RunGetStream(Connection* connection, const Clock& clock, const GetStreamOptions& options,
                           std::span<const GetTarget* const> targets, std::span<GetResult* const> results,
                           std::vector<bool>* done) {
   GetAssembler assembler(targets, results);
-  GetCall call(channel, clock, options, &assembler);
+  GetCall call(connection, clock, options, &assembler);
   absl::Status status = call.Run();
   done->assign(targets.size(), false);
   size_t missing = 0;

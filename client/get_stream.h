@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "client/channel.h"
+#include "client/connection.h"
 #include "client/nqkv.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream.h"
@@ -58,7 +59,7 @@ struct GetStreamOptions {
 
 // Runs one Get. done[i] is set for every block that ended, well or not; its result then holds. Returns how the call
 // ended. Blocks the caller.
-absl::Status RunGetStream(Channel* channel, const Clock& clock, const GetStreamOptions& options,
+absl::Status RunGetStream(Connection* connection, const Clock& clock, const GetStreamOptions& options,
                           std::span<const GetTarget* const> targets, std::span<GetResult* const> results,
                           std::vector<bool>* done);
 

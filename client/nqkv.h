@@ -8,9 +8,9 @@
 // Threads: Client and Cache are thread-safe; every call blocks the thread that makes it, and calls of several threads
 // run side by side over one connection. Everything else is a plain value.
 //
-// Time: a call ends by its timeout, retries included. Put alone may stay longer, since it returns only when the
-// transport has let go of the caller's memory: that waits for the connection to take the bytes already handed to it, or
-// to break.
+// Time: a call ends by its timeout, retries included. Put returns only when the transport has let go of the caller's
+// memory, which can take a second or two more when the server stopped reading: then the connection is broken to get the
+// memory back. Over TCP the system breaks it, after some 10 s.
 //
 // Retries: UNAVAILABLE, and RESOURCE_EXHAUSTED where the server says when to come back, are tried again within the
 // timeout and the RetryPolicy; nothing else is. Every call is idempotent. A cache that the server has forgotten (it was

@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/call_queue.h"
 #include "client/convert.h"
-#include "grpcpp/completion_queue.h"
 #include "proto/rpc_status.h"
 
 namespace nqkv::client {
@@ -16,16 +16,17 @@ constexpr char kMethod[] = "/nqkv.v1.KvCache/Put";
 // locks: the server's results must be read while blocks are still being sent.
 class PutCall {
  public:
-  PutCall(Channel* channel, const Clock& clock, const PutStreamOptions& options, std::span<const PutItem> items,
-          std::span<std::optional<PutResult>> results)
+  PutCall(Connection* connection, const Clock& clock, const PutStreamOptions& options, std::span<const PutItem> items,
+          std::span<std::optional<PutResult>> results, BorrowedMemory* borrowed)
       : options_(options),
         results_(results),
-        framer_(options.cache_id, options.shard_id, items, options.payload_bytes, &borrowed_),
-        open_(results.size(), false) {
+        framer_(options.cache_id, options.shard_id, items, options.payload_bytes, borrowed),
+        open_(results.size(), false),
+        queue_(connection, options.deadline, clock) {
     for (const PutItem& item : items) open_[item.number] = true;
     unanswered_ = items.size();
     SetDeadline(&context_, options.deadline, clock);
-    stream_ = channel->generic().PrepareCall(&context_, kMethod, &queue_);
+    stream_ = connection->generic().PrepareCall(&context_, kMethod, queue_.queue());
   }
 
   absl::Status Run() {
@@ -37,8 +38,6 @@ class PutCall {
       --pending_;
       Handle(static_cast<Op>(reinterpret_cast<uintptr_t>(tag)), ok);
     }
-    Drain();
-    stream_.reset();
     return Result();
   }
 
@@ -113,13 +112,6 @@ class PutCall {
     stream_->Finish(&status_, Start(Op::kFinish));
   }
 
-  void Drain() {
-    queue_.Shutdown();
-    void* tag = nullptr;
-    bool ok = false;
-    while (queue_.Next(&tag, &ok)) continue;
-  }
-
   absl::Status Result() {
     if (!aborted_.ok()) return aborted_;
     if (!status_.ok()) return FromGrpc(status_);
@@ -131,7 +123,6 @@ class PutCall {
 
   const PutStreamOptions& options_;
   std::span<std::optional<PutResult>> results_;
-  BorrowedMemory borrowed_;  // Waits in its destructor, when everything below is gone.
   PutFramer framer_;
   std::vector<bool> open_;  // By number: sent or to be sent, and not answered.
   size_t unanswered_ = 0;
@@ -142,17 +133,23 @@ class PutCall {
   absl::Status aborted_;
   grpc::Status status_;
   grpc::ByteBuffer reply_;
-  grpc::CompletionQueue queue_;
+  CallQueue queue_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
 };
 
 }  // namespace
 
-absl::Status RunPutStream(Channel* channel, const Clock& clock, const PutStreamOptions& options,
+absl::Status RunPutStream(Connection* connection, const Clock& clock, const PutStreamOptions& options,
                           std::span<const PutItem> items, std::span<std::optional<PutResult>> results) {
-  PutCall call(channel, clock, options, items, results);
-  return call.Run();
+  BorrowedMemory borrowed;
+  absl::Status status;
+  {
+    PutCall call(connection, clock, options, items, results, &borrowed);
+    status = call.Run();
+  }
+  if (!borrowed.WaitUntilReturned(CallQueue::kGraceTime)) connection->Break();
+  return status;  // After the wait for the rest, in the destructor.
 }
 
 }  // namespace nqkv::client

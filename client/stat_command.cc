@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "client/channel.h"
 #include "client/command.h"
+#include "client/connection.h"
 #include "client/server_address.h"
 #include "client/table.h"
 #include "kernels/status_macros.h"

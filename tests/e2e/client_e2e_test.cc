@@ -224,6 +224,23 @@ TEST_F(ClientE2eTest, EndsByItsTimeoutWhenTheServerHangs) {
   EXPECT_TRUE(cache->Clear().ok());
 }
 
+TEST_F(ClientE2eTest, EndsAPutByItsTimeoutWhenTheServerHangs) {
+  const auto cache = Open(Codec::kRaw);
+  std::vector<PutBlock> blocks;
+  for (uint32_t i = 0; i < 256; ++i) blocks.push_back(MakeBlock(i));
+  for (int i = 0; i < 5; ++i) {  // Lets the connection's window grow beyond what the socket holds.
+    cache->Put(blocks);
+    ASSERT_TRUE(cache->Clear().ok());
+  }
+  server_.Freeze();
+  const auto begin = std::chrono::steady_clock::now();
+  const auto results = cache->Put(blocks, {.timeout = std::chrono::milliseconds(200)});
+  EXPECT_TRUE(absl::IsDeadlineExceeded(results.back().status)) << results.back().status;
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
+  server_.Thaw();
+  for (const PutResult& result : cache->Put(blocks)) ASSERT_TRUE(result.status.ok()) << result.status;
+}
+
 TEST_F(ClientE2eTest, SharesOneConnectionAmongThreads) {
   const auto cache = Open(Codec::kNqkv4);
   std::vector<PutBlock> blocks;
