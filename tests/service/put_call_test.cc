@@ -1,6 +1,6 @@
 #include "service/put_call.h"
 
-#include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
@@ -169,6 +169,28 @@ TEST_F(PutCallTest, RefusesAnEmptyKeyAndAKeyOver64Bytes) {
   ExpectNothingStored();
   message.mutable_chunks(0)->mutable_begin()->set_key(std::string(64, 'k'));
   EXPECT_EQ(ResultOf(message).outcome(), v1::PUT_OUTCOME_STORED);
+}
+
+TEST_F(PutCallTest, RefusesBadFieldsOfABlockNamingThem) {
+  Open();
+  const auto message_of = [&](const std::function<void(v1::PutBegin*)>& change) {
+    v1::PutRequest message = MessageOf(1);
+    change(message.mutable_chunks(0)->mutable_begin());
+    const v1::BlockPutResult result = ResultOf(message);
+    EXPECT_EQ(result.status().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+    return result.status().message();
+  };
+  EXPECT_THAT(message_of([](auto* begin) { begin->set_scope(std::string(33, 's')); }),
+              HasSubstr("begin.scope: 33 bytes, at most 32"));
+  EXPECT_THAT(message_of([](auto* begin) { begin->set_token_start(uint64_t{1} << 48); }),
+              HasSubstr("begin.token_start: 281474976710656"));
+  EXPECT_THAT(message_of([](auto* begin) { begin->set_layer_group(5); }),
+              HasSubstr("begin.layer_group: the cache has no layer group 5"));
+  EXPECT_THAT(message_of([](auto* begin) { begin->mutable_layers()->set_end(5); }),
+              HasSubstr("begin.layers: [0, 5) is not within [0, 4)"));
+  EXPECT_THAT(message_of([](auto* begin) { begin->mutable_heads(); }), HasSubstr("begin.heads: [0, 0) is empty"));
+  ExpectNothingStored();
+  ExpectStillServing();
 }
 
 TEST_F(PutCallTest, RefusesAPayloadThatTheSpecMakesLongerOrShorter) {
