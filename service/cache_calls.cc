@@ -35,8 +35,8 @@ absl::StatusOr<Chain> ResolveChain(const Cache& cache, const Shard& shard, const
   resolved.first_token = uint64_t{chain.first_block_index()} * layout.block_tokens;
   resolved.keys.reserve(static_cast<size_t>(chain.keys_size()));
   for (const std::string& bytes : chain.keys()) {
-    NQKV_ASSIGN_OR_RETURN(BlockKey key, BlockKey::Create(cache.tenant().id, cache.id(), layout.id, bytes));
-    resolved.keys.push_back(std::move(key));
+    NQKV_ASSIGN_OR_RETURN(const BlockKey key, BlockKey::Create(cache.tenant().id, cache.id(), layout.id, bytes));
+    resolved.keys.push_back(key);
   }
   return resolved;
 }

@@ -19,9 +19,9 @@ constexpr absl::Duration kRetryDelay = absl::Milliseconds(100);
 GetCall::GetCall(const CallEnvironment* environment, Transport* transport)
     : environment_(environment), start_(absl::Now()), transport_(transport) {}
 
-void GetCall::Start(const Tenant& tenant, v1::GetRequest request) {
+void GetCall::Start(const Tenant& tenant, const v1::GetRequest& request) {
   MutexLock lock(&mutex_);
-  const absl::Status status = Prepare(tenant, std::move(request));
+  const absl::Status status = Prepare(tenant, request);
   if (!status.ok()) return Finish(status);
   const absl::Time due = start_ + absl::Seconds(environment_->limits.read_seconds_max);
   too_long_ = environment_->timer->Schedule(due, [weak = weak_from_this()] {
@@ -35,8 +35,8 @@ void GetCall::Refuse(const absl::Status& status) {
   Finish(status);
 }
 
-absl::Status GetCall::Prepare(const Tenant& tenant, v1::GetRequest request) {
-  NQKV_ASSIGN_OR_RETURN(stream_, GetStream::Open(environment_, tenant, std::move(request)));
+absl::Status GetCall::Prepare(const Tenant& tenant, const v1::GetRequest& request) {
+  NQKV_ASSIGN_OR_RETURN(stream_, GetStream::Open(environment_, tenant, request));
   absl::StatusOr<ByteBudget::Lease> lease = environment_->budget->Acquire(kMessagesHeld * stream_->buffer_bytes_max());
   if (!lease.ok()) {
     environment_->metrics->RecordRejection(Rejection::kBytesInFlight);

@@ -32,7 +32,7 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   // `environment` and, until Finish, `transport` must outlive the call.
   GetCall(const CallEnvironment* environment, Transport* transport);
 
-  void Start(const Tenant& tenant, v1::GetRequest request) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Start(const Tenant& tenant, const v1::GetRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends a call that has not been started.
   void Refuse(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnWriteDone(bool ok) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -40,7 +40,7 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   void OnCancel() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  absl::Status Prepare(const Tenant& tenant, v1::GetRequest request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Prepare(const Tenant& tenant, const v1::GetRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Work() ABSL_LOCKS_EXCLUDED(mutex_);
   void OnTooLong() ABSL_LOCKS_EXCLUDED(mutex_);
   // Starts whatever can be started.

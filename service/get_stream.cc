@@ -43,7 +43,7 @@ void FillPlaneInfo(const BlockView& part, const PlaneEntry& plane, v1::PlaneInfo
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GetStream>> GetStream::Open(const CallEnvironment* environment, const Tenant& tenant,
-                                                           v1::GetRequest request) {
+                                                           const v1::GetRequest& request) {
   NQKV_RETURN_IF_ERROR(CheckRequest(request));
   NQKV_ASSIGN_OR_RETURN(const std::shared_ptr<Cache> cache, environment->caches->Find(tenant, request.cache_id()));
   NQKV_ASSIGN_OR_RETURN(const Shard* shard, cache->FindShard(request.shard_id()));
@@ -62,8 +62,8 @@ absl::StatusOr<std::unique_ptr<GetStream>> GetStream::Open(const CallEnvironment
   std::vector<BlockKey> keys;
   keys.reserve(static_cast<size_t>(chain.keys_size()));
   for (const std::string& bytes : chain.keys()) {
-    NQKV_ASSIGN_OR_RETURN(BlockKey key, BlockKey::Create(tenant.id, cache->id(), group->layout.id, bytes));
-    keys.push_back(std::move(key));
+    NQKV_ASSIGN_OR_RETURN(const BlockKey key, BlockKey::Create(tenant.id, cache->id(), group->layout.id, bytes));
+    keys.push_back(key);
   }
   return std::unique_ptr<GetStream>(new GetStream(environment, cache, group, range, request, dtype, std::move(keys)));
 }
@@ -227,7 +227,7 @@ absl::Status GetStream::Decode(const PinnedBlock& block, size_t plane, std::byte
                                      .dtype = DtypeOf(plane),
                                      .target = target};
   const absl::Time start = absl::Now();
-  const absl::Status status = DecodePlaneRange(request);
+  absl::Status status = DecodePlaneRange(request);
   if (absl::IsFailedPrecondition(status)) return absl::InternalError(status.message());
   if (status.ok()) environment_->metrics->RecordDecode(PlaneBytes(plane), absl::Now() - start);
   return status;

@@ -27,7 +27,7 @@ class GetStream {
  public:
   // Checks the request. `environment` must outlive the stream. Errors are those of the Get rpc.
   static absl::StatusOr<std::unique_ptr<GetStream>> Open(const CallEnvironment* environment, const Tenant& tenant,
-                                                         v1::GetRequest request);
+                                                         const v1::GetRequest& request);
 
   // Payload memory that one message may hold.
   uint64_t buffer_bytes_max() const { return std::max(message_bytes_, plane_bytes_max_); }

@@ -116,7 +116,7 @@ class GetReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publ
     if (!pass_.ok()) {
       call_->Refuse(pass_.status());
     } else if (ParseByteBuffer(request, &parsed)) {
-      call_->Start(tenant, std::move(parsed));
+      call_->Start(tenant, parsed);
     } else {
       call_->Refuse(absl::InvalidArgumentError("malformed message: not a GetRequest"));
     }
