@@ -1,10 +1,7 @@
 #include "kernels/codec.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include "absl/strings/str_cat.h"
+#include "kernels/codec_path.h"
 #include "kernels/nqkv4_codec.h"
 #include "kernels/raw_codec.h"
 
@@ -58,40 +55,25 @@ void DecodePlaneReference(const DecodeArgs& args) {
 
 namespace {
 
-#if defined(__x86_64__)
-bool HasAvx2() {
-  // F16C is asked for by hand: clang 14 does not know its name here.
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  const bool has_f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
-}
-#else
-bool HasAvx2() { return false; }
-#endif
-
-bool RunsAvx2() {
-  static const bool has_avx2 = HasAvx2();
-  return has_avx2;
+CodecPath FastestPath() {
+  CodecPath fastest = CodecPath::kScalar;
+  for (CodecPath path : kCodecPaths) {
+    if (HasCodecPath(path)) fastest = path;
+  }
+  return fastest;
 }
 
-// The row layout is there to be read by others and never chosen by AUTO: the reference is fast enough.
-bool RunsNqkv4Avx2(const PlaneCodec& codec) { return RunsAvx2() && codec.layout == PlaneLayout::kHead; }
+CodecPath ChosenPath() {
+  static const CodecPath path = FastestPath();
+  return path;
+}
 
 }  // namespace
 
-EncodeResult EncodePlane(const EncodeArgs& args) {
-  if (args.codec.id == CodecId::kRaw) return RunsAvx2() ? RawEncodeAvx2(args) : RawEncodeReference(args);
-  return RunsNqkv4Avx2(args.codec) ? Nqkv4EncodeAvx2(args) : Nqkv4EncodeReference(args);
-}
+EncodeResult EncodePlane(const EncodeArgs& args) { return EncodePlaneOn(ChosenPath(), args); }
 
-void DecodePlane(const DecodeArgs& args) {
-  if (args.codec.id == CodecId::kRaw) {
-    RunsAvx2() ? RawDecodeAvx2(args) : RawDecodeReference(args);
-  } else {
-    RunsNqkv4Avx2(args.codec) ? Nqkv4DecodeAvx2(args) : Nqkv4DecodeReference(args);
-  }
-}
+void DecodePlane(const DecodeArgs& args) { DecodePlaneOn(ChosenPath(), args); }
 
-absl::string_view CodecPathName() { return RunsAvx2() ? "avx2" : "scalar"; }
+absl::string_view CodecPathName() { return CodecPathName(ChosenPath()); }
 
 }  // namespace nqkv

@@ -85,7 +85,7 @@ struct DecodeArgs {
 void DecodePlane(const DecodeArgs& args);
 void DecodePlaneReference(const DecodeArgs& args);
 
-// "avx2" or "scalar": the path that EncodePlane and DecodePlane run here.
+// "avx512", "avx2" or "scalar": the path that EncodePlane and DecodePlane run here.
 absl::string_view CodecPathName();
 
 }  // namespace nqkv

@@ -67,6 +67,10 @@ void Nqkv4DecodeReference(const DecodeArgs& args);
 EncodeResult Nqkv4EncodeAvx2(const EncodeArgs& args);
 void Nqkv4DecodeAvx2(const DecodeArgs& args);
 
+// Need AVX-512 with F, BW, DQ, VL and VBMI. HEAD layout only.
+EncodeResult Nqkv4EncodeAvx512(const EncodeArgs& args);
+void Nqkv4DecodeAvx512(const DecodeArgs& args);
+
 // What EncodeResult says of a plane that cannot be encoded: one more pass, which tells NaN from too large.
 EncodeResult Nqkv4Unrepresentable(const EncodeArgs& args);
 

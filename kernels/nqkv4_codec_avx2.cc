@@ -7,7 +7,7 @@
 #include <bit>
 #include <cstring>
 
-#include "kernels/fidelity.h"
+#include "kernels/fidelity_avx2.h"
 #include "kernels/float_format.h"
 #include "kernels/float_format_avx2.h"
 #include "kernels/nqkv4_codec.h"
@@ -78,26 +78,6 @@ constexpr Tables kTables = MakeTables();
   levels[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low23, high23));
 }
 
-// Eight registers to one of eight results, each the sum (or maximum) of one register's lanes in SumLanes' order.
-template <typename Combine>
-[[gnu::always_inline]] inline __m256 ReduceEight(const float (*rows)[kVector], Combine combine) {
-  __m256 halves[4];
-  for (size_t i = 0; i < 4; ++i) {
-    const __m256 a = _mm256_load_ps(rows[i]), b = _mm256_load_ps(rows[i + 4]);
-    halves[i] = combine(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-  }
-  __m256 quarters[2];
-  for (size_t i = 0; i < 2; ++i) {
-    const __m256d a = _mm256_castps_pd(halves[2 * i]), b = _mm256_castps_pd(halves[2 * i + 1]);
-    quarters[i] = combine(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
-  }
-  return combine(_mm256_shuffle_ps(quarters[0], quarters[1], 0x88), _mm256_shuffle_ps(quarters[0], quarters[1], 0xdd));
-}
-
-[[gnu::always_inline]] inline __m256 SumEight(const float (*rows)[kVector]) {
-  return ReduceEight(rows, [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); });
-}
-
 [[gnu::always_inline]] inline __m256 MaxEight(const float (*rows)[kVector]) {
   return ReduceEight(rows, [](__m256 a, __m256 b) {  // As integers, so that NaN is a maximum.
     return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
@@ -111,21 +91,8 @@ struct Batch {
   alignas(32) float scales[kBatchGroups + kVector];    // As fp32.
   alignas(32) float inverses[kBatchGroups + kVector];  // 127 / scale.
   alignas(16) uint16_t scale_bits[kBatchGroups + kVector];
-  // By lane, not by row.
-  alignas(32) float signal_lanes[kLanes][kVector];
-  alignas(32) float error_lanes[kLanes][kVector];
-  alignas(32) float decoded_lanes[kLanes][kVector];
-  alignas(32) float signals[kLanes];
-  alignas(32) float weights[kLanes];
+  RowBatch rows;
 };
-
-inline void ClearLanes(Batch& batch) {
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    _mm256_store_ps(batch.signal_lanes[lane], _mm256_setzero_ps());
-    _mm256_store_ps(batch.error_lanes[lane], _mm256_setzero_ps());
-    _mm256_store_ps(batch.decoded_lanes[lane], _mm256_setzero_ps());
-  }
-}
 
 struct Shape {
   size_t channels;
@@ -175,13 +142,6 @@ inline bool MakeScales(size_t group_count, Batch& batch) {
     _mm256_store_ps(batch.inverses + i, _mm256_and_ps(inverse, nonzero));
   }
   return true;
-}
-
-inline void MakeWeights(Batch& batch) {
-  const __m256 signal = SumEight(batch.signal_lanes);
-  const __m256 weighted = _mm256_cmp_ps(signal, _mm256_set1_ps(kRowEnergyMin), _CMP_GE_OQ);
-  _mm256_store_ps(batch.signals, signal);
-  _mm256_store_ps(batch.weights, _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1.0f), signal), weighted));
 }
 
 // The places of 32 elements in packed order.
@@ -274,27 +234,6 @@ template <size_t kRows>
   }
 }
 
-// HeadFidelity::Add for all rows of the batch. Lanes without a row are zero and change nothing.
-inline void AddRows(const Batch& batch, HeadFidelity& head) {
-  const auto add = [](float* lanes, __m256 values) {
-    _mm256_storeu_ps(lanes, _mm256_add_ps(_mm256_loadu_ps(lanes), values));
-  };
-  const __m256 weight = _mm256_load_ps(batch.weights), error = SumEight(batch.error_lanes);
-  const __m256 decoded = SumEight(batch.decoded_lanes);
-  add(head.signal, _mm256_load_ps(batch.signals));
-  add(head.error, error);
-  add(head.weighted_error, _mm256_mul_ps(error, weight));
-
-  const __m256 weighted = _mm256_cmp_ps(weight, _mm256_setzero_ps(), _CMP_NEQ_OQ);
-  head.weighted_rows += static_cast<uint32_t>(__builtin_popcount(_mm256_movemask_ps(weighted)));
-  const __m256 norm_ratio = _mm256_sqrt_ps(_mm256_mul_ps(decoded, weight));
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  const __m256 norm_error = _mm256_andnot_ps(sign, _mm256_sub_ps(norm_ratio, _mm256_set1_ps(1.0f)));
-  alignas(32) float norm_errors[kLanes];
-  _mm256_store_ps(norm_errors, _mm256_and_ps(norm_error, weighted));
-  for (float value : norm_errors) head.token_norm_error = value > head.token_norm_error ? value : head.token_norm_error;
-}
-
 // FloorEnergy of fidelity.h, eight channels at a time.
 size_t CountAbove(const float* energies, size_t channels, int32_t bits) {
   const __m256i border = _mm256_set1_epi32(bits);
@@ -306,19 +245,6 @@ size_t CountAbove(const float* energies, size_t channels, int32_t bits) {
   const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(counts), _mm256_extracti128_si256(counts, 1));
   const __m128i pairs = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0x4e));
   return static_cast<size_t>(_mm_cvtsi128_si32(pairs) + _mm_extract_epi32(pairs, 1));
-}
-
-float SumUpTo(const float* energies, size_t channels, int32_t bits) {
-  const __m256i border = _mm256_set1_epi32(bits);
-  __m256 sums = _mm256_setzero_ps();
-  for (size_t c = 0; c < channels; c += kVector) {
-    const __m256 energy = _mm256_load_ps(energies + c);
-    const __m256i above = _mm256_cmpgt_epi32(_mm256_castps_si256(energy), border);
-    sums = _mm256_add_ps(sums, _mm256_andnot_ps(_mm256_castsi256_ps(above), energy));
-  }
-  alignas(32) float lanes[kLanes];
-  _mm256_store_ps(lanes, sums);
-  return SumLanes(lanes);
 }
 
 int32_t LargestBits(const float* energies, size_t channels) {
@@ -351,8 +277,8 @@ struct HeadGroup {
 };
 
 // Asks for the rows that the next batch will read, while this one computes: they are far apart and few, so that the
-// processor does not guess them.
-inline void PrefetchRow(const std::byte* row, size_t bytes) {
+// processor does not guess them. Inlined by force: GCC drops calls of functions that do nothing but prefetch.
+[[gnu::always_inline]] inline void PrefetchRow(const std::byte* row, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
 }
 
@@ -371,16 +297,16 @@ template <Dtype kDtype, bool kMeasure>
 bool EncodeBatch(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, const BatchPlace& place,
                  const BatchPlace& next, Batch& batch, float* channel_energies, HeadFidelity& fidelity) {
   const size_t rows = place.rows, first_lane = place.token % kLanes;
-  if (rows < kLanes) ClearLanes(batch);
+  if (rows < kLanes) ClearLanes(batch.rows);
   const std::byte* source = SourceOf(args, place);
   for (size_t r = 0; r < rows; ++r, source += args.token_stride) {
     LoadRow<kDtype>(source, shape, batch.values + r * shape.padded, &batch.absmax_lanes[r * shape.groups],
-                    batch.signal_lanes[first_lane + r]);
+                    batch.rows.signal_lanes[first_lane + r]);
   }
   const size_t group_count = rows * shape.groups;
   for (size_t i = group_count; i % kVector != 0; ++i) _mm256_store_ps(batch.absmax_lanes[i], _mm256_setzero_ps());
   if (!MakeScales(group_count, batch)) return false;
-  MakeWeights(batch);
+  MakeWeights(batch.rows);
   std::byte* strip = args.encoded.data() + place.head * layout.strip_bytes();
   std::memcpy(strip + layout.scales_offset() + place.token * shape.groups * sizeof(uint16_t), batch.scale_bits,
               group_count * sizeof(uint16_t));
@@ -393,16 +319,17 @@ bool EncodeBatch(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape&
     const size_t lane = first_lane + r, g = r * shape.groups;
     EncodeRow<kMeasure>(shape, batch.values + r * shape.padded, batch.scales + g, batch.inverses + g,
                         strip + (place.token + r) * layout.row_code_bytes(), sums);
-    _mm256_store_ps(batch.error_lanes[lane], _mm256_add_ps(sums.error[0], sums.error[1]));
-    _mm256_store_ps(batch.decoded_lanes[lane], _mm256_add_ps(sums.decoded[0], sums.decoded[1]));
+    _mm256_store_ps(batch.rows.error_lanes[lane], _mm256_add_ps(sums.error[0], sums.error[1]));
+    _mm256_store_ps(batch.rows.decoded_lanes[lane], _mm256_add_ps(sums.decoded[0], sums.decoded[1]));
   }
   if constexpr (!kMeasure) return true;
-  AddRows(batch, fidelity);
+  AddRows(batch.rows, fidelity);
   if (rows == kBatchRows) {
-    AddChannelEnergies<kBatchRows>(shape, batch.values, batch.weights, channel_energies);
+    AddChannelEnergies<kBatchRows>(shape, batch.values, batch.rows.weights, channel_energies);
   } else {
     for (size_t r = 0; r < rows; ++r) {
-      AddChannelEnergies<1>(shape, batch.values + r * shape.padded, batch.weights + first_lane + r, channel_energies);
+      AddChannelEnergies<1>(shape, batch.values + r * shape.padded, batch.rows.weights + first_lane + r,
+                            channel_energies);
     }
   }
   return true;

@@ -41,7 +41,8 @@ Plane NormalPlane(const PlaneShape& shape, uint32_t seed, float deviation, size_
 
 namespace {
 
-Encoded EncodeWith(EncodeResult (*encode)(const EncodeArgs&), const Plane& plane, const PlaneCodec& codec) {
+Encoded EncodeWith(const std::function<EncodeResult(const EncodeArgs&)>& encode, const Plane& plane,
+                   const PlaneCodec& codec) {
   Encoded encoded;
   encoded.bytes.resize(EncodedBytes(codec, plane.shape));
   encoded.result = encode({.source = plane.bytes.data(),
@@ -59,6 +60,10 @@ Encoded Encode(const Plane& plane, const PlaneCodec& codec) { return EncodeWith(
 
 Encoded EncodeReference(const Plane& plane, const PlaneCodec& codec) {
   return EncodeWith(&EncodePlaneReference, plane, codec);
+}
+
+Encoded EncodeOn(CodecPath path, const Plane& plane, const PlaneCodec& codec) {
+  return EncodeWith([path](const EncodeArgs& args) { return EncodePlaneOn(path, args); }, plane, codec);
 }
 
 Plane Decode(const std::vector<std::byte>& encoded, const PlaneShape& shape, const PlaneCodec& codec, Dtype dtype) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/codec.h"
+#include "kernels/codec_path.h"
 
 namespace nqkv {
 
@@ -39,6 +40,7 @@ struct Encoded {
 };
 Encoded Encode(const Plane& plane, const PlaneCodec& codec);
 Encoded EncodeReference(const Plane& plane, const PlaneCodec& codec);
+Encoded EncodeOn(CodecPath path, const Plane& plane, const PlaneCodec& codec);
 
 // Decodes all heads.
 Plane Decode(const std::vector<std::byte>& encoded, const PlaneShape& shape, const PlaneCodec& codec, Dtype dtype);
