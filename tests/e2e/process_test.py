@@ -91,7 +91,7 @@ class ProcessTest(unittest.TestCase):
         with running(self.folder) as service:
             backend = [line for line in service.lines if "CPU backend" in line]
             self.assertEqual(len(backend), 1)
-            self.assertRegex(backend[0], r"codec path (avx2|scalar)")
+            self.assertRegex(backend[0], r"codec path (avx512|avx2|scalar)")
 
     def test_a_bad_flag_ends_it_with_one_line(self):
         self.assertIn("--backend: cuda is not built yet", self.fails("--backend=cuda"))
