@@ -10,9 +10,9 @@ namespace nqkv {
 namespace {
 
 TEST(CallTimerTest, RunsActionsInTheOrderOfTheirTimes) {
-  CallTimer timer;
   std::vector<int> order;
   std::promise<void> done;
+  CallTimer timer;
   const absl::Time now = absl::Now();
   timer.Schedule(now + absl::Milliseconds(40), [&] { done.set_value(); });
   timer.Schedule(now + absl::Milliseconds(30), [&] { order.push_back(3); });
@@ -24,9 +24,9 @@ TEST(CallTimerTest, RunsActionsInTheOrderOfTheirTimes) {
 }
 
 TEST(CallTimerTest, DoesNotRunWhatWasCancelled) {
-  CallTimer timer;
   bool ran = false;
   std::promise<void> done;
+  CallTimer timer;
   const absl::Time now = absl::Now();
   const CallTimer::Ticket ticket = timer.Schedule(now + absl::Milliseconds(5), [&] { ran = true; });
   timer.Cancel(ticket);

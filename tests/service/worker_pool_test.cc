@@ -21,9 +21,9 @@ TEST(WorkerPoolTest, RunsAllThatItTookBeforeItEnds) {
 }
 
 TEST(WorkerPoolTest, RefusesWhatDoesNotFitIntoItsQueue) {
-  WorkerPool pool(1, 2);
   std::promise<void> started;
   std::promise<void> release;
+  WorkerPool pool(1, 2);
   ASSERT_TRUE(pool.TryPost([&] {
     started.set_value();
     release.get_future().wait();
@@ -38,8 +38,8 @@ TEST(WorkerPoolTest, RefusesWhatDoesNotFitIntoItsQueue) {
 }
 
 TEST(WorkerPoolTest, RestsWhenThereIsNothingToDo) {
-  WorkerPool pool(1, 2);
   std::promise<void> done;
+  WorkerPool pool(1, 2);
   ASSERT_TRUE(pool.TryPost([&] { done.set_value(); }));
   done.get_future().wait();
   while (pool.LongestRun() > absl::ZeroDuration()) {
