@@ -266,6 +266,7 @@ def parsed_arguments():
 def main():
     args = parsed_arguments()
     started = time.monotonic()
+    measured = commit()
     revision = smollm2.revision()
     model = smollm2.SmolLM2()
     tokens = model.tokenize(smollm2.read_text(args.text))
@@ -290,7 +291,7 @@ def main():
     summaries = {codec.name: codec.summary() for codec in codecs}
     results = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "commit": measured,
         "machine": machine(),
         "model": smollm2.MODEL,
         "revision": revision,

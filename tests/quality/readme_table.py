@@ -24,12 +24,15 @@ def with_interval(figures, name, digits):
 
 def markdown(results):
     lines = [
-        "| prefix stored as | bits an element | perplexity | over raw, % | KL from raw, nats | same top choice, % |",
-        "|---|---|---|---|---|---|",
+        "| prefix stored as | bits an element | planes kept raw, % | perplexity | over raw, % | KL from raw, nats"
+        " | same top choice, % |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, figures in results["codecs"].items():
-        cells = [name, f"{figures['bits_per_element']:.2f}", f"{figures['perplexity']:.3f}"]
+        raw_planes = f"{100 * figures['raw_planes_share']:.0f}" if "raw_planes_share" in figures else ""
+        cells = [name, f"{figures['bits_per_element']:.2f}", raw_planes, f"{figures['perplexity']:.3f}"]
         if name == "raw":
+            cells[2] = "100"
             cells += ["", "", ""]
         else:
             cells.append(with_interval(figures, "perplexity_over_raw_percent", 2))
