@@ -26,9 +26,12 @@ constexpr size_t kQuarters = kNqkv4Run / kVector;
 // 8192 numbers are 32 KiB, one row of the widest head or eight of up to 1024 channels.
 constexpr size_t kBatchFloats = 8192;
 constexpr size_t kBatchRows = kLanes;
-constexpr size_t kBatchGroups = kBatchFloats / kNqkv4Run;
+constexpr size_t kMeasuredRows = 4;
+constexpr size_t kBlockGroups = kBatchRows * kBatchFloats / kNqkv4Run;
 
 constexpr int32_t kScaleRangeEndBits = 0x477ff000;  // 65520, which rounds to infinity in fp16.
+
+constexpr auto kPrefetchHint = _MM_HINT_T0;
 
 // Added to a number below 2^22, it leaves the number, rounded to nearest even, in the low bits.
 constexpr float kRounder = 0x1.8p23f;
@@ -78,62 +81,116 @@ struct Shape {
   size_t padded;  // Up to a whole run. The padding is zeros, which change no sum and no maximum.
   size_t group;
   size_t groups;
+  unsigned group_shift;  // A run's number to its group's.
 };
 
 // An element's bits as an integer.
 template <Dtype kDtype>
 using Bits = std::conditional_t<kDtype == Dtype::kFloat32, uint32_t, uint16_t>;
 
-// Up to eight tokens' rows of one head, on the way from source to codes.
+// Of the groups of up to eight tokens' rows of several heads, [head][row][group].
 template <Dtype kDtype>
+struct Scales {
+  alignas(64) Bits<kDtype> absmax[kBlockGroups + kVector] = {};
+  alignas(64) float scales[kBlockGroups + kVector];    // As fp32.
+  alignas(64) float inverses[kBlockGroups + kVector];  // 127 / scale.
+  alignas(64) uint16_t scale_bits[kBlockGroups + kVector];
+};
+
+// Up to eight tokens' rows of one head, on the way from source to codes.
 struct Batch {
   alignas(64) float values[kBatchFloats];
-  alignas(64) Bits<kDtype> absmax[kBatchGroups + kVector] = {};
-  alignas(64) float scales[kBatchGroups + kVector];    // As fp32.
-  alignas(64) float inverses[kBatchGroups + kVector];  // 127 / scale.
-  alignas(64) uint16_t scale_bits[kBatchGroups + kVector];
+  alignas(64) std::byte codes[kBatchFloats];  // In lane order.
   RowBatch rows;
 };
 
-// The largest magnitude as the source's own bits, which order as the magnitudes do: NaN is a maximum.
+// A register of elements that become one of the running extremes. 16-bit elements have the least complement, because
+// what reduces a register of them finds the least.
 template <Dtype kDtype>
-[[gnu::always_inline]] inline Bits<kDtype> Absmax(const std::byte* source, size_t count) {
-  constexpr size_t kElements = 64 / sizeof(Bits<kDtype>);
+[[gnu::always_inline]] inline __m512i Extreme(__m512i extreme, __m512i bits) {
   if constexpr (kDtype == Dtype::kFloat32) {
-    __m512i largest = _mm512_setzero_si512();
-    for (size_t i = 0; i < count; i += kElements) {
-      const __m512i bits = _mm512_maskz_loadu_epi32(LowBits<__mmask16>(count - i), source + i * sizeof(float));
-      largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
-    }
-    return static_cast<uint32_t>(_mm512_reduce_max_epu32(largest));
+    return _mm512_max_epu32(extreme, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
   } else {
-    // Their complement, because what finds the one of eight lanes finds the least.
-    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-    __m512i least = magnitude;
-    for (size_t i = 0; i < count; i += kElements) {
-      const __m512i bits = _mm512_maskz_loadu_epi16(LowBits<__mmask32>(count - i), source + i * sizeof(uint16_t));
-      least = _mm512_min_epu16(least, _mm512_andnot_si512(bits, magnitude));
-    }
-    const __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(least), _mm512_extracti64x4_epi64(least, 1));
-    const __m128i quarter = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    return static_cast<uint16_t>(_mm_cvtsi128_si32(_mm_minpos_epu16(quarter)) ^ 0x7fff);
+    return _mm512_min_epu16(extreme, _mm512_andnot_si512(bits, _mm512_set1_epi16(0x7fff)));
   }
 }
 
-// Scales and their inverses of all groups of the batch. False when one has none. What stands behind the last group is
-// zero or an earlier batch's.
 template <Dtype kDtype>
-[[gnu::always_inline]] inline bool MakeScales(size_t group_count, Batch<kDtype>& batch) {
+[[gnu::always_inline]] inline __m512i NoExtreme() {
+  return kDtype == Dtype::kFloat32 ? _mm512_setzero_si512() : _mm512_set1_epi16(0x7fff);
+}
+
+// The largest magnitude as the source's own bits, which order as the magnitudes do: NaN is a maximum.
+template <Dtype kDtype>
+[[gnu::always_inline]] inline Bits<kDtype> AbsmaxOf(__m512i extreme) {
+  if constexpr (kDtype == Dtype::kFloat32) {
+    return static_cast<uint32_t>(_mm512_reduce_max_epu32(extreme));
+  } else {
+    const __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(extreme), _mm512_extracti64x4_epi64(extreme, 1));
+    const __m128i quarter = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i absmax = _mm_xor_si128(_mm_minpos_epu16(quarter), _mm_set1_epi16(0x7fff));
+    return static_cast<uint16_t>(_mm_extract_epi16(absmax, 0));
+  }
+}
+
+template <Dtype kDtype>
+Bits<kDtype> ShortGroupAbsmax(const std::byte* source, size_t count) {
+  constexpr size_t kElements = 64 / sizeof(Bits<kDtype>);
+  __m512i extreme = NoExtreme<kDtype>();
+  for (size_t i = 0; i < count; i += kElements) {
+    const __mmask64 mask = LowBits<__mmask64>((count - i) * sizeof(Bits<kDtype>));
+    const __m512i bits = _mm512_maskz_loadu_epi8(mask, source + i * sizeof(Bits<kDtype>));
+    extreme = Extreme<kDtype>(extreme, bits);
+  }
+  return AbsmaxOf<kDtype>(extreme);
+}
+
+// Of all groups of the rows; whole groups are kGroup elements. Returns the end of the absmaxes.
+template <Dtype kDtype, size_t kGroup>
+Bits<kDtype>* FindAbsmax(const std::byte* source, ptrdiff_t row_stride, size_t rows, size_t channels,
+                         Bits<kDtype>* absmax) {
+  constexpr size_t kRegisters = kGroup * sizeof(Bits<kDtype>) / 64;
+  const size_t whole = channels / kGroup;
+  for (size_t r = 0; r < rows; ++r, source += row_stride) {
+    const std::byte* group = source;
+    for (size_t g = 0; g < whole; ++g, group += kRegisters * 64) {
+      __m512i extreme = NoExtreme<kDtype>();
+      for (size_t i = 0; i < kRegisters; ++i) extreme = Extreme<kDtype>(extreme, _mm512_loadu_si512(group + 64 * i));
+      *absmax++ = AbsmaxOf<kDtype>(extreme);
+    }
+    const size_t rest = channels % kGroup;
+    if (rest > 0) *absmax++ = ShortGroupAbsmax<kDtype>(group, rest);
+  }
+  return absmax;
+}
+
+template <Dtype kDtype>
+Bits<kDtype>* FindAbsmax(const std::byte* source, ptrdiff_t row_stride, size_t rows, const Shape& shape,
+                         Bits<kDtype>* absmax) {
+  switch (shape.group) {
+    case 64:
+      return FindAbsmax<kDtype, 64>(source, row_stride, rows, shape.channels, absmax);
+    case 128:
+      return FindAbsmax<kDtype, 128>(source, row_stride, rows, shape.channels, absmax);
+    default:
+      return FindAbsmax<kDtype, 256>(source, row_stride, rows, shape.channels, absmax);
+  }
+}
+
+// Scales and their inverses of all groups. False when one has none. What stands behind the last group is zero or of
+// earlier rows.
+template <Dtype kDtype>
+bool MakeScales(size_t group_count, Scales<kDtype>& groups) {
   for (size_t i = 0; i < group_count; i += kVector) {
-    const __m512 absmax = Load16<kDtype>(reinterpret_cast<const std::byte*>(batch.absmax + i));
+    const __m512 absmax = Load16<kDtype>(reinterpret_cast<const std::byte*>(groups.absmax + i));
     const __m512i border = _mm512_set1_epi32(kScaleRangeEndBits - 1);
     if (_mm512_cmpgt_epi32_mask(_mm512_castps_si512(absmax), border) != 0) return false;
     const __m256i bits = ToFloat16x16(absmax);
     const __m512 scale = _mm512_cvtph_ps(bits);
     const __mmask16 nonzero = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(batch.scale_bits + i), bits);
-    _mm512_store_ps(batch.scales + i, scale);
-    _mm512_store_ps(batch.inverses + i, _mm512_maskz_div_ps(nonzero, _mm512_set1_ps(127.0f), scale));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(groups.scale_bits + i), bits);
+    _mm512_store_ps(groups.scales + i, scale);
+    _mm512_store_ps(groups.inverses + i, _mm512_maskz_div_ps(nonzero, _mm512_set1_ps(127.0f), scale));
   }
   return true;
 }
@@ -179,54 +236,59 @@ template <Dtype kDtype>
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_castsi512_si256(bytes));
 }
 
-// The lanes of a row's energies.
-struct RowSums {
-  __m512 signal = _mm512_setzero_ps();
-  __m512 error = _mm512_setzero_ps();
-  __m512 decoded = _mm512_setzero_ps();
-};
-
-[[gnu::always_inline]] inline void MeasureRun(const __m512 x[kQuarters], __m512i codes, __m512 values_of_codes,
-                                              float* values, RowSums& sums) {
-  for (size_t i = 0; i < kQuarters; ++i) {
-    const __m512i quarter = i == 0 ? codes : _mm512_srli_epi32(codes, static_cast<unsigned>(8 * i));
-    const __m512 y = _mm512_permutexvar_ps(quarter, values_of_codes);
-    const __m512 difference = _mm512_sub_ps(x[i], y);
-    sums.signal = _mm512_fmadd_ps(x[i], x[i], sums.signal);
-    sums.error = _mm512_fmadd_ps(difference, difference, sums.error);
-    sums.decoded = _mm512_fmadd_ps(y, y, sums.decoded);
-    _mm512_store_ps(values + i * kVector, x[i]);
-  }
+// `values` receive the run as fp32 and `lane_codes` its codes when it is going to be measured.
+template <bool kMeasure>
+[[gnu::always_inline]] inline void KeepForMeasure(const __m512 x[kQuarters], __m512i codes, float* values,
+                                                  std::byte* lane_codes) {
+  if constexpr (!kMeasure) return;
+  _mm512_store_si512(lane_codes, codes);
+  for (size_t i = 0; i < kQuarters; ++i) _mm512_store_ps(values + i * kVector, x[i]);
 }
 
-// `values` receives the row as fp32 when it is measured.
+// Rows of one head.
+struct Rows {
+  const std::byte* data;
+  ptrdiff_t stride;
+  size_t count;
+  ptrdiff_t ahead;  // To what is read in the next round and asked for now: rows are far apart, and nobody else guesses.
+};
+
 template <Dtype kDtype, bool kMeasure>
-[[gnu::always_inline]] inline void EncodeRow(const Shape& shape, const std::byte* source, const float* scales,
-                                             const float* inverses, std::byte* codes, float* values, RowSums& sums) {
-  size_t begin = 0;
-  for (size_t g = 0; g < shape.groups; ++g) {
-    const __m512 inverse = _mm512_set1_ps(inverses[g]);
-    const __m512 values_of_codes = _mm512_mul_ps(_mm512_load_ps(kTables.levels.data()), _mm512_set1_ps(scales[g]));
-    const size_t end = begin + shape.group < shape.channels ? begin + shape.group : shape.channels;
-    for (; begin < end; begin += kNqkv4Run) {
-      const std::byte* run = source + begin * DtypeBytes(kDtype);
-      const size_t n = shape.channels - begin;
+void EncodeRows(const Rows& source, const Shape& shape, const float* inverses, std::byte* codes, Batch& batch) {
+  constexpr size_t kQuarterBytes = kVector * DtypeBytes(kDtype);
+  const size_t whole = shape.channels / kNqkv4Run, rest = shape.channels % kNqkv4Run;
+  const unsigned group_shift = shape.group_shift;
+  float* values = batch.values;
+  std::byte* lane_codes = batch.codes;
+  const std::byte* row = source.data;
+  for (size_t r = 0; r < source.count; ++r, row += source.stride, inverses += shape.groups) {
+    const std::byte* run = row;
+    for (size_t i = 0; i < whole; ++i) {
       __m512 x[kQuarters];
-      __m512i run_codes;
-      if (n >= kNqkv4Run) {
-        for (size_t i = 0; i < kQuarters; ++i) x[i] = Load16<kDtype>(run + i * kVector * DtypeBytes(kDtype));
-        run_codes = Codes<kDtype>(x, inverse);
-        StoreRun(run_codes, codes + begin / 2);
-      } else {
-        for (size_t i = 0; i < kQuarters; ++i) {
-          const auto mask = static_cast<__mmask16>(LowBits<__mmask64>(n) >> (i * kVector));
-          x[i] = Load16<kDtype>(run + i * kVector * DtypeBytes(kDtype), mask);
-        }
-        run_codes = Codes<kDtype>(x, inverse);
-        StoreShortRun(run_codes, n, codes + begin / 2);
+      for (size_t q = 0; q < kQuarters; ++q) x[q] = Load16<kDtype>(run + q * kQuarterBytes);
+      const __m512i run_codes = Codes<kDtype>(x, _mm512_set1_ps(inverses[i >> group_shift]));
+      StoreRun(run_codes, codes);
+      KeepForMeasure<kMeasure>(x, run_codes, values, lane_codes);
+      for (size_t line = 0; line < kQuarters * kQuarterBytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(run + source.ahead + line), kPrefetchHint);
       }
-      if constexpr (kMeasure) MeasureRun(x, run_codes, values_of_codes, values + begin, sums);
+      run += kQuarters * kQuarterBytes;
+      codes += kNqkv4Run / 2;
+      values += kNqkv4Run;
+      lane_codes += kNqkv4Run;
     }
+    if (rest == 0) continue;
+    __m512 x[kQuarters];
+    for (size_t q = 0; q < kQuarters; ++q) {
+      const auto mask = static_cast<__mmask16>(LowBits<__mmask64>(rest) >> (q * kVector));
+      x[q] = Load16<kDtype>(run + q * kQuarterBytes, mask);
+    }
+    const __m512i run_codes = Codes<kDtype>(x, _mm512_set1_ps(inverses[whole >> group_shift]));
+    StoreShortRun(run_codes, rest, codes);
+    KeepForMeasure<kMeasure>(x, run_codes, values, lane_codes);
+    codes += rest / 2;
+    values += kNqkv4Run;
+    lane_codes += kNqkv4Run;
   }
 }
 
@@ -235,10 +297,46 @@ template <Dtype kDtype, bool kMeasure>
   _mm256_store_ps(target, _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1)));
 }
 
+// The energies of kRows rows at once: each is a chain of additions that a vector unit would wait for.
+template <size_t kRows>
+void MeasureRows(const Shape& shape, const float* scales, size_t row, size_t lane, Batch& batch) {
+  const size_t padded = shape.padded, groups = shape.groups;
+  const unsigned group_shift = shape.group_shift;
+  const float* values = batch.values + row * padded;
+  const std::byte* codes = batch.codes + row * padded;
+  scales += row * groups;
+  const __m512 levels = _mm512_load_ps(kTables.levels.data());
+  __m512 signal[kRows], error[kRows], decoded[kRows];
+  for (size_t r = 0; r < kRows; ++r) signal[r] = error[r] = decoded[r] = _mm512_setzero_ps();
+  for (size_t begin = 0, run = 0; begin < padded; begin += kNqkv4Run, ++run) {
+    __m512 values_of_codes[kRows];
+    __m512i run_codes[kRows];
+    for (size_t r = 0; r < kRows; ++r) {
+      values_of_codes[r] = _mm512_mul_ps(levels, _mm512_set1_ps(scales[r * groups + (run >> group_shift)]));
+      run_codes[r] = _mm512_load_si512(codes + r * padded + begin);
+    }
+    for (size_t q = 0; q < kQuarters; ++q) {
+      for (size_t r = 0; r < kRows; ++r) {
+        const __m512 x = _mm512_load_ps(values + r * padded + begin + q * kVector);
+        const __m512 y = _mm512_permutexvar_ps(run_codes[r], values_of_codes[r]);
+        const __m512 difference = _mm512_sub_ps(x, y);
+        signal[r] = _mm512_fmadd_ps(x, x, signal[r]);
+        error[r] = _mm512_fmadd_ps(difference, difference, error[r]);
+        decoded[r] = _mm512_fmadd_ps(y, y, decoded[r]);
+        run_codes[r] = _mm512_srli_epi32(run_codes[r], 8);
+      }
+    }
+  }
+  for (size_t r = 0; r < kRows; ++r) {
+    StoreFolded(signal[r], batch.rows.signal_lanes[lane + r]);
+    StoreFolded(error[r], batch.rows.error_lanes[lane + r]);
+    StoreFolded(decoded[r], batch.rows.decoded_lanes[lane + r]);
+  }
+}
+
 // What the rows add to their channels' weighted energies.
 template <size_t kRows>
-[[gnu::always_inline]] inline void AddChannelEnergies(const Shape& shape, const float* values, const float* weights,
-                                                      float* channel_energies) {
+void AddChannelEnergies(const Shape& shape, const float* values, const float* weights, float* channel_energies) {
   for (size_t c = 0; c < shape.channels; c += kVector) {
     __m512 energy = _mm512_load_ps(channel_energies + c);
     for (size_t r = 0; r < kRows; ++r) {
@@ -285,69 +383,25 @@ struct HeadGroup {
   HeadFidelity fidelity[kHeadsMax];
 };
 
-struct BatchPlace {
-  size_t head;
-  size_t token;
-  size_t rows;
-};
-
-const std::byte* SourceOf(const EncodeArgs& args, const BatchPlace& place) {
-  return args.source + static_cast<ptrdiff_t>(place.token) * args.token_stride +
-         static_cast<ptrdiff_t>(place.head) * args.head_stride;
-}
-
-// Asks for rows of a later batch: they are far apart and few, so that the processor does not guess them. Inlined by
-// force: GCC drops calls of functions that do nothing but prefetch.
-[[gnu::always_inline]] inline void Prefetch(const EncodeArgs& args, const BatchPlace& place) {
-  const size_t row_bytes = args.shape.channels * DtypeBytes(args.shape.dtype);
-  const std::byte* row = SourceOf(args, place);
-  for (size_t r = 0; r < place.rows; ++r, row += args.token_stride) {
-    for (size_t i = 0; i < row_bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
+// What measuring adds to a head.
+void MeasureBatch(const Shape& shape, const float* scales, size_t rows, size_t first_lane, Batch& batch,
+                  float* channel_energies, HeadFidelity& fidelity) {
+  if (rows < kLanes) ClearLanes(batch.rows);
+  size_t r = 0;
+  for (; r + kMeasuredRows <= rows; r += kMeasuredRows) {
+    MeasureRows<kMeasuredRows>(shape, scales, r, first_lane + r, batch);
   }
-}
-
-template <Dtype kDtype, bool kMeasure>
-bool EncodeBatch(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, const BatchPlace& place,
-                 Batch<kDtype>& batch, float* channel_energies, HeadFidelity& fidelity) {
-  const size_t rows = place.rows, first_lane = place.token % kLanes;
-  const std::byte* source = SourceOf(args, place);
-  for (size_t r = 0; r < rows; ++r) {
-    const std::byte* row = source + static_cast<ptrdiff_t>(r) * args.token_stride;
-    for (size_t g = 0, begin = 0; g < shape.groups; ++g, begin += shape.group) {
-      const size_t left = shape.channels - begin;
-      batch.absmax[r * shape.groups + g] =
-          Absmax<kDtype>(row + begin * DtypeBytes(kDtype), left < shape.group ? left : shape.group);
-    }
-  }
-  const size_t group_count = rows * shape.groups;
-  if (!MakeScales<kDtype>(group_count, batch)) return false;
-  std::byte* strip = args.encoded.data() + place.head * layout.strip_bytes();
-  std::memcpy(strip + layout.scales_offset() + place.token * shape.groups * sizeof(uint16_t), batch.scale_bits,
-              group_count * sizeof(uint16_t));
-  if (kMeasure && rows < kLanes) ClearLanes(batch.rows);
-  for (size_t r = 0; r < rows; ++r) {
-    RowSums sums;
-    const size_t lane = first_lane + r, g = r * shape.groups;
-    EncodeRow<kDtype, kMeasure>(shape, source + static_cast<ptrdiff_t>(r) * args.token_stride, batch.scales + g,
-                                batch.inverses + g, strip + (place.token + r) * layout.row_code_bytes(),
-                                batch.values + r * shape.padded, sums);
-    if constexpr (!kMeasure) continue;
-    StoreFolded(sums.signal, batch.rows.signal_lanes[lane]);
-    StoreFolded(sums.error, batch.rows.error_lanes[lane]);
-    StoreFolded(sums.decoded, batch.rows.decoded_lanes[lane]);
-  }
-  if constexpr (!kMeasure) return true;
+  for (; r < rows; ++r) MeasureRows<1>(shape, scales, r, first_lane + r, batch);
   MakeWeights(batch.rows);
   AddRows(batch.rows, fidelity);
   if (rows == kBatchRows) {
     AddChannelEnergies<kBatchRows>(shape, batch.values, batch.rows.weights, channel_energies);
-  } else {
-    for (size_t r = 0; r < rows; ++r) {
-      AddChannelEnergies<1>(shape, batch.values + r * shape.padded, batch.rows.weights + first_lane + r,
-                            channel_energies);
-    }
+    return;
   }
-  return true;
+  for (r = 0; r < rows; ++r) {
+    AddChannelEnergies<1>(shape, batch.values + r * shape.padded, batch.rows.weights + first_lane + r,
+                          channel_energies);
+  }
 }
 
 // A batch never wraps around the lanes: its size is a power of two up to their number.
@@ -357,24 +411,43 @@ size_t BatchRows(const Shape& shape) {
   return rows;
 }
 
+// A few tokens of all heads of the group.
+template <Dtype kDtype, bool kMeasure>
+bool EncodeTokens(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, size_t token, size_t rows,
+                  ptrdiff_t ahead, HeadGroup& heads, Scales<kDtype>& groups, Batch& batch) {
+  const std::byte* source = args.source + static_cast<ptrdiff_t>(token) * args.token_stride +
+                            static_cast<ptrdiff_t>(heads.first) * args.head_stride;
+  Bits<kDtype>* absmax = groups.absmax;
+  for (size_t h = 0; h < heads.count; ++h) {
+    absmax = FindAbsmax<kDtype>(source + static_cast<ptrdiff_t>(h) * args.head_stride, args.token_stride, rows, shape,
+                                absmax);
+  }
+  const size_t head_groups = rows * shape.groups;
+  if (!MakeScales<kDtype>(heads.count * head_groups, groups)) return false;
+  for (size_t h = 0; h < heads.count; ++h, source += args.head_stride) {
+    const size_t head = heads.first + h, first_group = h * head_groups;
+    std::memcpy(args.encoded.data() + layout.scales_offset(head, token), groups.scale_bits + first_group,
+                head_groups * sizeof(uint16_t));
+    EncodeRows<kDtype, kMeasure>({source, args.token_stride, rows, ahead}, shape, groups.inverses + first_group,
+                                 args.encoded.data() + layout.codes_offset(head, token), batch);
+    if constexpr (!kMeasure) continue;
+    MeasureBatch(shape, groups.scales + first_group, rows, token % kLanes, batch,
+                 heads.channel_energies + h * shape.padded, heads.fidelity[h]);
+  }
+  return true;
+}
+
 template <Dtype kDtype, bool kMeasure>
 bool EncodeHeads(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape& shape, HeadGroup& heads) {
-  Batch<kDtype> batch;
+  Batch batch;
+  Scales<kDtype> groups;
   std::memset(heads.channel_energies, 0, heads.count * shape.padded * sizeof(float));
   for (size_t h = 0; h < heads.count; ++h) heads.fidelity[h] = HeadFidelity();
   const size_t batch_rows = BatchRows(shape);
-  const auto place_of = [&](size_t token, size_t h) {
-    const size_t left = token < layout.rows ? layout.rows - token : 0;
-    return BatchPlace{heads.first + h, token, left < batch_rows ? left : batch_rows};
-  };
   for (size_t token = 0; token < layout.rows; token += batch_rows) {
-    for (size_t h = 0; h < heads.count; ++h) {
-      Prefetch(args, place_of(token + batch_rows, h));
-      if (!EncodeBatch<kDtype, kMeasure>(args, layout, shape, place_of(token, h), batch,
-                                         heads.channel_energies + h * shape.padded, heads.fidelity[h])) {
-        return false;
-      }
-    }
+    const size_t left = layout.rows - token, rows = left < batch_rows ? left : batch_rows;
+    const ptrdiff_t ahead = left >= 2 * batch_rows ? static_cast<ptrdiff_t>(batch_rows) * args.token_stride : 0;
+    if (!EncodeTokens<kDtype, kMeasure>(args, layout, shape, token, rows, ahead, heads, groups, batch)) return false;
   }
   return true;
 }
@@ -386,7 +459,8 @@ EncodeResult Encode(const EncodeArgs& args) {
   const Shape shape = {.channels = channels,
                        .padded = (channels + kNqkv4Run - 1) / kNqkv4Run * kNqkv4Run,
                        .group = layout.group,
-                       .groups = layout.groups};
+                       .groups = layout.groups,
+                       .group_shift = static_cast<unsigned>(std::countr_zero(layout.group / kNqkv4Run))};
   const size_t room = kBatchFloats / shape.padded, heads_max = room < kHeadsMax ? room : kHeadsMax;
   EncodeResult result;
   PlaneFidelity fidelity;
