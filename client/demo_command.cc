@@ -100,12 +100,14 @@ std::string Codecs(const RoleTotals& totals) {
 
 std::string ToText(const DemoOptions& options, const DemoReport& report) {
   const RoleTotals whole = Whole(report);
-  std::string text = absl::StrCat(report.model, ": ", report.tokens, " tokens, ", report.layers, " layers, ",
-                                  report.heads, " KV heads of ", report.channels, " channels\n");
-  if (!report.text_source.empty()) absl::StrAppend(&text, "over ", report.text_source, "\n");
-  absl::StrAppend(&text, "\nOne process put ", report.blocks, " blocks into ", options.server, " (nqkvd ",
-                  report.server_version, ", codec ", CodecName(report.policy), "),\nanother looked them up:\n",
-                  "  the same tokens                found ", report.matched_tokens, " of ", report.tokens, " tokens\n");
+  std::string text = Wrap(absl::StrCat(report.model, ": ", report.tokens, " tokens, ", report.layers, " layers, ",
+                                       report.heads, " KV heads of ", report.channels, " channels"));
+  if (!report.text_source.empty()) absl::StrAppend(&text, Wrap(absl::StrCat("over ", report.text_source)));
+  absl::StrAppend(
+      &text, "\n",
+      Wrap(absl::StrCat("One process put ", report.blocks, " blocks into ", options.server, " (nqkvd ",
+                        report.server_version, ", codec ", CodecName(report.policy), "), another looked them up:")),
+      "  the same tokens                found ", report.matched_tokens, " of ", report.tokens, " tokens\n");
   absl::StrAppendFormat(&text, "  others from token %-12d found %d\n\n", report.diverging_tokens,
                         report.diverging_matched_tokens);
   absl::StrAppend(&text, RoleTable(report),

@@ -10,7 +10,7 @@
 //
 // Time: a call ends by its timeout, retries included. Put returns only when the transport has let go of the caller's
 // memory, which can take a second or two more when the server stopped reading: then the connection is broken to get the
-// memory back. Over TCP the system breaks it, after some 10 s.
+// memory back. Over TCP that is left to the system: TCP_USER_TIMEOUT is 10 s.
 //
 // Retries: UNAVAILABLE, and RESOURCE_EXHAUSTED where the server says when to come back, are tried again within the
 // timeout and the RetryPolicy; nothing else is. Every call is idempotent. A cache that the server has forgotten (it was

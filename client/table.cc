@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 
 namespace nqkv::client {
 
@@ -19,6 +21,20 @@ std::string FormatBytes(uint64_t bytes) {
 }
 
 std::string FormatNumber(double number, int digits) { return absl::StrFormat("%.*g", digits, number); }
+
+std::string Wrap(const std::string& text, size_t width) {
+  std::string wrapped;
+  size_t line_bytes = 0;
+  for (const absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    if (line_bytes > 0 && line_bytes + 1 + word.size() > width) {
+      wrapped += '\n';
+      line_bytes = 0;
+    }
+    absl::StrAppend(&wrapped, line_bytes > 0 ? " " : "", word);
+    line_bytes += (line_bytes > 0 ? 1 : 0) + word.size();
+  }
+  return wrapped + "\n";
+}
 
 std::string Table::ToString() const {
   std::vector<size_t> widths;

@@ -12,6 +12,9 @@ std::string FormatBytes(uint64_t bytes);
 // printf's %.*g, without an exponent for 1e-4 and above.
 std::string FormatNumber(double number, int digits);
 
+// Broken at blanks into lines of at most `width` bytes, where words allow; each ends with a line feed.
+std::string Wrap(const std::string& text, size_t width = 96);
+
 // Rows under a head, two spaces between columns; the first column is flush left, all others flush right.
 class Table {
  public:

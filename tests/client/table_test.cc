@@ -16,6 +16,13 @@ TEST(FormatBytes, ShowsThreeDigits) {
   EXPECT_EQ(FormatBytes(UINT64_MAX), "18.4 EB");
 }
 
+TEST(Wrap, BreaksAtBlanks) {
+  EXPECT_EQ(Wrap("", 10), "\n");
+  EXPECT_EQ(Wrap("one two three", 13), "one two three\n");
+  EXPECT_EQ(Wrap("one two three", 12), "one two\nthree\n");
+  EXPECT_EQ(Wrap("a wordthatistoolong b", 5), "a\nwordthatistoolong\nb\n");
+}
+
 TEST(Table, AlignsColumns) {
   Table table({"role", "raw", "x"});
   table.AddRow({"key", "5.90 MB", "1"});

@@ -1,5 +1,6 @@
 // The command line against a real nqkvd.
 #include <fstream>
+#include <sstream>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -42,6 +43,8 @@ TEST_F(CliE2eTest, DemoEndsWellOnTheRealCapture) {
   EXPECT_THAT(result.out, StartsWith("HuggingFaceTB/SmolLM2-135M-Instruct: 512 tokens, 30 layers"));
   EXPECT_THAT(result.out, HasSubstr("found 512 of 512 tokens"));
   EXPECT_THAT(result.out, HasSubstr("found 256\n"));
+  std::istringstream lines(result.out);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 100u) << line;
 }
 
 TEST_F(CliE2eTest, DemoChecksEveryCodec) {
