@@ -123,17 +123,41 @@ absl::Status PutOnce(Connection* connection, const Clock& clock, const OpenState
   return ended.ok() ? worth_another : ended;
 }
 
+// The planes of a block that `get` asks for, in the dtype that it asks for.
+absl::StatusOr<std::vector<PlanePiece>> PlanesOf(const CacheSpec& spec, const CacheInfo& info, const GetOptions& get) {
+  NQKV_ASSIGN_OR_RETURN(std::vector<PlanePiece> planes, PlanesOf(spec, info, get.layer_group, get.layers, get.heads));
+  for (PlanePiece& plane : planes) plane.spec.dtype = get.dtype.value_or(plane.spec.dtype);
+  return planes;
+}
+
+// INVALID_ARGUMENT for a target that no block can be written to. `planes` are those of a block.
+absl::Status CheckTarget(const GetTarget& target, const absl::StatusOr<std::vector<PlanePiece>>& planes) {
+  if (target.planes.empty()) {
+    if (target.data == nullptr && target.bytes > 0) return absl::InvalidArgumentError("target: data is null");
+    return absl::OkStatus();
+  }
+  NQKV_RETURN_IF_ERROR(planes.status());
+  if (target.planes.size() != planes->size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("target: ", target.planes.size(), " planes given, the range has ", planes->size()));
+  }
+  for (const PlaneTarget& plane : target.planes) {
+    if (plane.data == nullptr) return absl::InvalidArgumentError("target: a plane's data is null");
+  }
+  return absl::OkStatus();
+}
+
 // One attempt at all of `pending`, which keeps those that have no result, or not all their bytes.
 absl::Status GetOnce(Connection* connection, const Clock& clock, const OpenState& state, const GetOptions& get,
-                     TimePoint deadline, std::span<const GetTarget> targets, std::vector<size_t>* pending,
-                     std::vector<GetResult>* results) {
+                     TimePoint deadline, std::span<const GetTarget> targets, std::span<const PlanePiece> planes,
+                     std::vector<size_t>* pending, std::vector<GetResult>* results) {
   const size_t keys_max = state.info.get_keys_max > 0 ? state.info.get_keys_max : SIZE_MAX;
   std::span<const size_t> left(*pending);
   std::vector<size_t> unfinished;
   absl::Status ended;
   while (ended.ok() && !left.empty()) {
     const std::span<const size_t> batch = left.first(std::min(keys_max, left.size()));
-    GetStreamOptions stream{.request = GetRequestOf(state, get), .deadline = deadline};
+    GetStreamOptions stream{.request = GetRequestOf(state, get), .planes = planes, .deadline = deadline};
     std::vector<const GetTarget*> batch_targets;
     std::vector<GetResult*> batch_results;
     for (const size_t index : batch) {
@@ -212,14 +236,10 @@ const std::string& Cache::name() const { return impl_->cache().name; }
 CacheInfo Cache::info() const { return impl_->state()->info; }
 
 absl::StatusOr<uint64_t> Cache::BlockBytes(const GetOptions& options) const {
-  NQKV_ASSIGN_OR_RETURN(
-      const std::vector<PlanePiece> planes,
-      PlanesOf(impl_->cache().spec, impl_->state()->info, options.layer_group, options.layers, options.heads));
+  NQKV_ASSIGN_OR_RETURN(const std::vector<PlanePiece> planes,
+                        PlanesOf(impl_->cache().spec, impl_->state()->info, options));
   uint64_t bytes = 0;
-  for (PlanePiece plane : planes) {
-    plane.spec.dtype = options.dtype.value_or(plane.spec.dtype);
-    bytes += plane.bytes();
-  }
+  for (const PlanePiece& plane : planes) bytes += plane.bytes();
   return bytes;
 }
 
@@ -279,17 +299,17 @@ std::vector<GetResult> Cache::Get(std::span<const GetTarget> targets, const GetO
                                   const CallOptions& options) {
   std::vector<GetResult> results(targets.size());
   std::vector<size_t> pending;  // Without a result that is final.
+  const absl::StatusOr<std::vector<PlanePiece>> planes = PlanesOf(impl_->cache().spec, impl_->state()->info, get);
   for (size_t i = 0; i < targets.size(); ++i) {
-    if (targets[i].data == nullptr && targets[i].bytes > 0) {
-      results[i].status = absl::InvalidArgumentError("target: data is null");
-    } else {
-      pending.push_back(i);
-    }
+    results[i].status = CheckTarget(targets[i], planes);
+    if (results[i].status.ok()) pending.push_back(i);
   }
   if (pending.empty()) return results;
   const absl::Status status =
       impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) {
-        return GetOnce(connection, impl_->clock(), state, get, deadline, targets, &pending, &results);
+        return GetOnce(connection, impl_->clock(), state, get, deadline, targets,
+                       planes.ok() ? std::span<const PlanePiece>(*planes) : std::span<const PlanePiece>(), &pending,
+                       &results);
       });
   for (const size_t index : pending) results[index].status = status;
   return results;

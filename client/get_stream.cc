@@ -27,8 +27,12 @@ absl::Status Malformed(absl::string_view what) { return absl::InternalError(absl
 
 }  // namespace
 
-GetAssembler::GetAssembler(std::span<const GetTarget* const> targets, std::span<GetResult* const> results)
-    : targets_(targets), results_(results), blocks_(targets.size()) {}
+GetAssembler::GetAssembler(std::span<const GetTarget* const> targets, std::span<const PlanePiece> planes,
+                           std::span<GetResult* const> results)
+    : results_(results) {
+  blocks_.reserve(targets.size());
+  for (const GetTarget* target : targets) blocks_.push_back({.writer = TargetWriter(*target, planes)});
+}
 
 absl::Status GetAssembler::Add(google::protobuf::io::ZeroCopyInputStream* message) {
   CodedInputStream in(message);
@@ -81,11 +85,13 @@ absl::Status GetAssembler::Begin(const v1::GetChunk& chunk) {
   if (!result.status.ok() && result.payload_bytes > 0) {
     return Malformed(absl::StrCat("block ", chunk.index(), " has both an error and bytes"));
   }
-  const GetTarget& target = *targets_[chunk.index()];
-  block = {.begun = true, .fits = result.payload_bytes <= target.bytes, .expected = result.payload_bytes};
+  block.begun = true;
+  block.expected = result.payload_bytes;
+  if (!result.status.ok()) return absl::OkStatus();
+  block.fits = block.writer.Fits(block.expected);
   if (!block.fits) {
     result.status = absl::OutOfRangeError(
-        absl::StrCat("target: has ", target.bytes, " bytes, the block needs ", result.payload_bytes));
+        absl::StrCat("target: has ", block.writer.bytes(), " bytes, the block needs ", block.expected));
   }
   return absl::OkStatus();
 }
@@ -99,10 +105,7 @@ absl::Status GetAssembler::AddPayload(CodedInputStream* in, const std::vector<Sp
     if (span.bytes > block.expected - block.received) {
       return Malformed(absl::StrCat("more bytes of block ", span.index, " than its result says"));
     }
-    const int bytes = static_cast<int>(span.bytes);
-    const bool read = block.fits
-                          ? in->ReadRaw(static_cast<std::byte*>(targets_[span.index]->data) + block.received, bytes)
-                          : in->Skip(bytes);
+    const bool read = block.fits ? block.writer.Read(in, span.bytes) : in->Skip(static_cast<int>(span.bytes));
     if (!read) return Malformed("the payload is cut short");
     block.received += span.bytes;
     left -= static_cast<uint32_t>(span.bytes);
@@ -178,7 +181,7 @@ class GetCall {
 absl::Status RunGetStream(Connection* connection, const Clock& clock, const GetStreamOptions& options,
                           std::span<const GetTarget* const> targets, std::span<GetResult* const> results,
                           std::vector<bool>* done) {
-  GetAssembler assembler(targets, results);
+  GetAssembler assembler(targets, options.planes, results);
   GetCall call(connection, clock, options, &assembler);
   absl::Status status = call.Run();
   done->assign(targets.size(), false);

@@ -9,6 +9,7 @@
 #include "client/channel.h"
 #include "client/connection.h"
 #include "client/nqkv.h"
+#include "client/target_writer.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream.h"
 #include "nqkv/v1/kv_cache.pb.h"
@@ -19,8 +20,9 @@ namespace nqkv::client {
 // trusted: it writes inside the targets only, and fails on the first thing that contradicts itself. Not thread-safe.
 class GetAssembler {
  public:
-  // One result a target, in order; all must outlive it.
-  GetAssembler(std::span<const GetTarget* const> targets, std::span<GetResult* const> results);
+  // One result a target, in order; `planes` of a block, for the targets that have planes. All must outlive it.
+  GetAssembler(std::span<const GetTarget* const> targets, std::span<const PlanePiece> planes,
+               std::span<GetResult* const> results);
 
   // INTERNAL when the message is malformed or contradicts what came before.
   absl::Status Add(google::protobuf::io::ZeroCopyInputStream* message);
@@ -32,6 +34,7 @@ class GetAssembler {
 
  private:
   struct Block {
+    TargetWriter writer;
     bool begun = false;
     bool fits = false;      // Else its bytes are skipped.
     uint64_t expected = 0;  // Bytes of payload.
@@ -47,13 +50,13 @@ class GetAssembler {
   absl::Status AddChunk(google::protobuf::io::CodedInputStream* in, std::vector<Span>* spans);
   absl::Status AddPayload(google::protobuf::io::CodedInputStream* in, const std::vector<Span>& spans);
 
-  std::span<const GetTarget* const> targets_;
   std::span<GetResult* const> results_;
   std::vector<Block> blocks_;
 };
 
 struct GetStreamOptions {
-  v1::GetRequest request;  // With the targets' keys, in order.
+  v1::GetRequest request;              // With the targets' keys, in order.
+  std::span<const PlanePiece> planes;  // Of a block that is asked for; for targets that have planes.
   TimePoint deadline;
 };
 

@@ -246,11 +246,20 @@ struct PutResult {
   uint32_t raw_planes = 0;  // Planes that `auto` stored raw, since the cheaper codec broke the bound.
 };
 
-// Where one block goes: `bytes` bytes at `data`, laid out as in PutBlock.
+// One plane in the caller's memory, as PlaneSource. Its rows must not overlap.
+struct PlaneTarget {
+  void* data = nullptr;
+  ptrdiff_t token_stride = 0;  // Bytes. 0: heads * head_stride.
+  ptrdiff_t head_stride = 0;   // Bytes. 0: channels * DtypeBytes, in the dtype that is asked for.
+};
+
+// Where one block goes: `bytes` bytes at `data`, laid out as in PutBlock, or one PlaneTarget a plane. What lies between
+// the rows of planes with gaps is not touched.
 struct GetTarget {
   std::string key;
   void* data = nullptr;
   uint64_t bytes = 0;
+  std::vector<PlaneTarget> planes;  // Used when not empty.
 };
 
 // What is asked for of each block.

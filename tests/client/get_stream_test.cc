@@ -23,7 +23,7 @@ class GetAssemblerTest : public ::testing::Test {
       target_pointers_.push_back(&targets_[i]);
       result_pointers_.push_back(&results_[i]);
     }
-    assembler_.emplace(target_pointers_, result_pointers_);
+    assembler_.emplace(target_pointers_, planes_, result_pointers_);
   }
   ~GetAssemblerTest() override {
     for (size_t i = 0; i < memory_.size(); i += kBytes + kGuard) {
@@ -51,6 +51,7 @@ class GetAssemblerTest : public ::testing::Test {
   std::vector<uint8_t> memory_;
   GetTarget targets_[2];
   GetResult results_[2];
+  std::vector<PlanePiece> planes_;
   std::vector<const GetTarget*> target_pointers_;
   std::vector<GetResult*> result_pointers_;
   std::optional<GetAssembler> assembler_;
@@ -68,9 +69,91 @@ TEST_F(GetAssemblerTest, WritesInterleavedChunksToTheirTargets) {
   EXPECT_EQ(Target(1), "abcdefghijklmnop");
 }
 
+// Planes of two tokens, two heads and eight bytes a head, in memory with gaps of every kind.
+class GetAssemblerPlanesTest : public ::testing::TestWithParam<PlaneTarget> {
+ protected:
+  static constexpr size_t kPlaneBytes = 32;
+  static constexpr uint8_t kUntouched = 0x55;
+
+  GetAssemblerPlanesTest() : memory_(256, kUntouched) {
+    const PlanePiece piece{.spec = {.heads = 2, .channels = 4, .dtype = Dtype::kFloat16}, .tokens = 2, .heads = 2};
+    planes_.assign(2, piece);
+    for (size_t plane = 0; plane < 2; ++plane) {
+      PlaneTarget target = GetParam();
+      target.data = memory_.data() + 128 * plane + 64;
+      target_.planes.push_back(target);
+    }
+  }
+
+  // The target's rows joined; what is read is set back to untouched.
+  std::string TakePlane(size_t plane) {
+    std::string bytes;
+    const PlaneTarget& target = target_.planes[plane];
+    const ptrdiff_t head_stride = target.head_stride != 0 ? target.head_stride : 8;
+    const ptrdiff_t token_stride = target.token_stride != 0 ? target.token_stride : 2 * head_stride;
+    for (ptrdiff_t token = 0; token < 2; ++token) {
+      for (ptrdiff_t head = 0; head < 2; ++head) {
+        auto* row = static_cast<char*>(target.data) + token * token_stride + head * head_stride;
+        bytes.append(row, 8);
+        std::memset(row, kUntouched, 8);
+      }
+    }
+    return bytes;
+  }
+
+  std::vector<uint8_t> memory_;
+  std::vector<PlanePiece> planes_;
+  GetTarget target_;
+};
+
+TEST_P(GetAssemblerPlanesTest, ScattersRowsAndLeavesTheGapsAlone) {
+  std::string bytes(2 * kPlaneBytes, '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i + 1);
+  v1::GetResponse response;
+  response.add_chunks()->mutable_result()->set_payload_bytes(bytes.size());
+  response.mutable_chunks(0)->set_bytes(bytes.size());
+  response.set_payload(bytes);
+  const std::string message = response.SerializeAsString();
+  for (int piece = 1; piece <= static_cast<int>(message.size()); ++piece) {
+    const GetTarget* target = &target_;
+    GetResult result;
+    GetResult* results = &result;
+    GetAssembler assembler({&target, 1}, planes_, {&results, 1});
+    google::protobuf::io::ArrayInputStream stream(message.data(), static_cast<int>(message.size()), piece);
+    ASSERT_TRUE(assembler.Add(&stream).ok());
+    EXPECT_TRUE(assembler.complete(0));
+    EXPECT_EQ(TakePlane(0) + TakePlane(1), bytes) << piece;
+    EXPECT_EQ(memory_, std::vector<uint8_t>(memory_.size(), kUntouched)) << "a gap was written";
+  }
+}
+
+TEST_P(GetAssemblerPlanesTest, RefusesABlockThatDoesNotFillThePlanes) {
+  for (const size_t size : {2 * kPlaneBytes - 1, 2 * kPlaneBytes + 1}) {
+    v1::GetResponse response;
+    response.add_chunks()->mutable_result()->set_payload_bytes(size);
+    response.mutable_chunks(0)->set_bytes(size);
+    response.set_payload(std::string(size, 'x'));
+    const GetTarget* target = &target_;
+    GetResult result;
+    GetResult* results = &result;
+    GetAssembler assembler({&target, 1}, planes_, {&results, 1});
+    const std::string message = response.SerializeAsString();
+    google::protobuf::io::ArrayInputStream stream(message.data(), static_cast<int>(message.size()));
+    ASSERT_TRUE(assembler.Add(&stream).ok());
+    EXPECT_TRUE(absl::IsOutOfRange(result.status));
+    EXPECT_EQ(memory_, std::vector<uint8_t>(memory_.size(), kUntouched));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Strides, GetAssemblerPlanesTest,
+                         ::testing::Values(PlaneTarget{}, PlaneTarget{.token_stride = 24},
+                                           PlaneTarget{.head_stride = 12}, PlaneTarget{.head_stride = 16},
+                                           PlaneTarget{.token_stride = 8, .head_stride = 16},
+                                           PlaneTarget{.token_stride = -16}));
+
 TEST_F(GetAssemblerTest, ReadsMessagesThatAreCutAnywhere) {
   for (int piece = 1; piece < 30; ++piece) {
-    assembler_.emplace(target_pointers_, result_pointers_);
+    assembler_.emplace(target_pointers_, planes_, result_pointers_);
     v1::GetResponse response = Chunk(0, "0123456789abcdef", 16);
     v1::GetChunk* second = response.add_chunks();
     second->set_index(1);
@@ -106,7 +189,7 @@ TEST_F(GetAssemblerTest, RefusesWhatContradictsItself) {
     const absl::Status status = Add(response);
     EXPECT_TRUE(absl::IsInternal(status));
     EXPECT_THAT(std::string(status.message()), HasSubstr(message));
-    assembler_.emplace(target_pointers_, result_pointers_);
+    assembler_.emplace(target_pointers_, planes_, result_pointers_);
   };
   fails_with(Chunk(2, "", 0), "block 2 of 2");
   fails_with(Chunk(4'000'000'000u, "", 0), "of 2");
@@ -144,7 +227,7 @@ TEST_F(GetAssemblerTest, RefusesAPayloadBeforeItsChunks) {
 TEST_F(GetAssemblerTest, NeverAcceptsATruncatedMessageAsWhole) {
   const std::string message = Chunk(0, "0123456789abcdef", 16).SerializeAsString();
   for (size_t bytes = 1; bytes < message.size(); ++bytes) {
-    assembler_.emplace(target_pointers_, result_pointers_);
+    assembler_.emplace(target_pointers_, planes_, result_pointers_);
     const absl::Status status = Add(message.substr(0, bytes));
     EXPECT_FALSE(status.ok() && assembler_->complete(0)) << bytes;
   }
@@ -154,7 +237,7 @@ TEST_F(GetAssemblerTest, SurvivesEveryChangedByte) {
   const std::string message = Chunk(0, "0123456789abcdef", 16).SerializeAsString();
   for (size_t i = 0; i < message.size(); ++i) {
     for (int value = 0; value < 256; ++value) {
-      assembler_.emplace(target_pointers_, result_pointers_);
+      assembler_.emplace(target_pointers_, planes_, result_pointers_);
       std::string changed = message;
       changed[i] = static_cast<char>(value);
       Add(changed, 5).IgnoreError();
