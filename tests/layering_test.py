@@ -29,6 +29,7 @@ HEADER_FAMILIES = [
     ("json", r"nlohmann/"),
     ("gtest", r"(gtest|gmock)/"),
     ("benchmark", r"benchmark/"),
+    ("nanobind", r"nanobind/"),
     ("cuda", r"(cuda|cub|thrust|cooperative_groups|nv|nvtx3)/|(cuda|device_|driver_|vector_types|nvml|nvToolsExt)\w*\.h$"),
     ("std", r"[a-z_]+$"),
     ("std", r"\w*intrin\.h$"),
@@ -53,7 +54,7 @@ OUTSIDE = {
     "kernels": {"std", "absl", "isal", "cuda"},
     "storage": {"std", "absl"},
     "service": {"std", "absl", "grpc", "protobuf", "generated", "prometheus", "civetweb", "spdlog", "json"},
-    "client": {"std", "absl", "grpc", "protobuf", "generated", "json"},
+    "client": {"std", "absl", "grpc", "protobuf", "generated", "json", "nanobind"},
     "tests": {"std", "absl", "grpc", "protobuf", "generated", "openssl", "isal", "prometheus", "civetweb", "spdlog",
               "json", "gtest", "benchmark", "installed"},
 }

@@ -84,7 +84,7 @@ check_clang() {
 
 check_tidy() {
   build clang nqkv_proto_generated || return 1
-  find proto kernels storage service client -name '*.cc' | sort |
+  find proto kernels storage service client -path client/python -prune -o -name '*.cc' -print | sort |
     xargs -P "$(build_jobs)" -n 1 sh -c 'echo "clang-tidy $1"; exec clang-tidy -p build/clang --quiet "$1"' lint
 }
 

@@ -21,11 +21,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<const GetTarget*> target_pointers;
   std::vector<GetResult*> result_pointers;
   for (std::vector<char>& bytes : memory) targets.push_back({.key = "k", .data = bytes.data(), .bytes = bytes.size()});
+  // Two tokens of two heads, with gaps after each row of eight bytes but the last.
+  const std::vector<PlanePiece> planes = {
+      {.spec = {.heads = 2, .channels = 4, .dtype = Dtype::kFloat16}, .tokens = 2, .heads = 2}};
+  memory.emplace_back(3 * 12 + 8);
+  targets.push_back({.key = "k", .planes = {{.data = memory.back().data(), .token_stride = 24, .head_stride = 12}}});
+  results.resize(memory.size());
   for (size_t i = 0; i < memory.size(); ++i) {
     target_pointers.push_back(&targets[i]);
     result_pointers.push_back(&results[i]);
   }
-  GetAssembler assembler(target_pointers, result_pointers);
+  GetAssembler assembler(target_pointers, planes, result_pointers);
   while (size > 0) {
     const size_t length = std::min<size_t>(data[0], size - 1);
     google::protobuf::io::ArrayInputStream message(data + 1, static_cast<int>(length), piece);
