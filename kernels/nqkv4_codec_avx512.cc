@@ -31,8 +31,6 @@ constexpr size_t kBlockGroups = kBatchRows * kBatchFloats / kNqkv4Run;
 
 constexpr int32_t kScaleRangeEndBits = 0x477ff000;  // 65520, which rounds to infinity in fp16.
 
-constexpr auto kPrefetchHint = _MM_HINT_T0;
-
 // Added to a number below 2^22, it leaves the number, rounded to nearest even, in the low bits.
 constexpr float kRounder = 0x1.8p23f;
 
@@ -74,6 +72,12 @@ template <typename Table>
 template <typename Mask>
 [[gnu::always_inline]] inline Mask LowBits(size_t count) {
   return count >= 8 * sizeof(Mask) ? static_cast<Mask>(~Mask{0}) : static_cast<Mask>((uint64_t{1} << count) - 1);
+}
+
+// Never faults, so that it may point behind its array.
+[[gnu::always_inline]] inline void Prefetch(const std::byte* base, ptrdiff_t offset) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset);
+  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
 }
 
 struct Shape {
@@ -250,7 +254,9 @@ struct Rows {
   const std::byte* data;
   ptrdiff_t stride;
   size_t count;
-  ptrdiff_t ahead;  // To what is read in the next round and asked for now: rows are far apart, and nobody else guesses.
+  // From what is read now to what is asked for: the next round's rows, which are too far apart for the processor to
+  // guess them, or those behind the plane, where the next plane most often is.
+  ptrdiff_t ahead;
 };
 
 template <Dtype kDtype, bool kMeasure>
@@ -261,6 +267,7 @@ void EncodeRows(const Rows& source, const Shape& shape, const float* inverses, s
   float* values = batch.values;
   std::byte* lane_codes = batch.codes;
   const std::byte* row = source.data;
+  const auto codes_ahead = static_cast<ptrdiff_t>(source.count * shape.channels / 2);
   for (size_t r = 0; r < source.count; ++r, row += source.stride, inverses += shape.groups) {
     const std::byte* run = row;
     for (size_t i = 0; i < whole; ++i) {
@@ -269,9 +276,9 @@ void EncodeRows(const Rows& source, const Shape& shape, const float* inverses, s
       const __m512i run_codes = Codes<kDtype>(x, _mm512_set1_ps(inverses[i >> group_shift]));
       StoreRun(run_codes, codes);
       KeepForMeasure<kMeasure>(x, run_codes, values, lane_codes);
-      for (size_t line = 0; line < kQuarters * kQuarterBytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(run + source.ahead + line), kPrefetchHint);
-      }
+      for (size_t line = 0; line < kQuarters * kQuarterBytes; line += 64)
+        Prefetch(run, source.ahead + static_cast<ptrdiff_t>(line));
+      Prefetch(codes, codes_ahead);  // A store that waits for its line holds up all those behind it.
       run += kQuarters * kQuarterBytes;
       codes += kNqkv4Run / 2;
       values += kNqkv4Run;
@@ -446,7 +453,7 @@ bool EncodeHeads(const EncodeArgs& args, const Nqkv4Layout& layout, const Shape&
   const size_t batch_rows = BatchRows(shape);
   for (size_t token = 0; token < layout.rows; token += batch_rows) {
     const size_t left = layout.rows - token, rows = left < batch_rows ? left : batch_rows;
-    const ptrdiff_t ahead = left >= 2 * batch_rows ? static_cast<ptrdiff_t>(batch_rows) * args.token_stride : 0;
+    const ptrdiff_t ahead = static_cast<ptrdiff_t>(batch_rows) * args.token_stride;
     if (!EncodeTokens<kDtype, kMeasure>(args, layout, shape, token, rows, ahead, heads, groups, batch)) return false;
   }
   return true;
@@ -580,7 +587,13 @@ template <Dtype kDtype, bool kStreaming>
 template <Dtype kDtype, bool kStreaming>
 void Decode(const DecodeArgs& args) {
   const Nqkv4Layout layout(args.codec, args.shape);
+  // Planes lie one behind the other. While this one is written around the cache, the next one's codes are asked for.
+  const std::byte* next_plane = args.encoded.data() + args.encoded.size();
+  const size_t share = layout.strips * layout.row_code_bytes();
   for (size_t t = 0; t < layout.rows; ++t) {
+    if constexpr (kStreaming) {
+      for (size_t i = 0; i < share; i += 64) Prefetch(next_plane, static_cast<ptrdiff_t>(t * share + i));
+    }
     std::byte* target = args.target + static_cast<ptrdiff_t>(t) * args.token_stride;
     for (size_t h = args.head_begin; h < args.head_end; ++h, target += args.head_stride) {
       const std::byte* strip = args.encoded.data() + h * layout.strip_bytes();
