@@ -1,6 +1,6 @@
 #include "service/call_gate.h"
 
-#include <optional>
+#include <memory>
 #include <thread>
 #include <utility>
 
@@ -13,7 +13,7 @@ namespace {
 
 TEST(CallGateTest, CountsCallsAndRefusesNewOnesOnceItIsClosed) {
   CallGate gate;
-  std::optional<CallGate::Pass> first = *gate.Enter();
+  auto first = std::make_unique<CallGate::Pass>(*gate.Enter());
   EXPECT_EQ(gate.calls(), 1u);
   gate.Close();
   const absl::Status refused = gate.Enter().status();
