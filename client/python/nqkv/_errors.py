@@ -68,7 +68,7 @@ class DataLossError(Error):
 class ClosedError(Error):
     """The client or cache was closed."""
 
-    code = 1
+    code = 9
 
 
 _BY_CODE = {
@@ -84,6 +84,7 @@ _BY_CODE = {
         DataLossError,
     )
 }
+_BY_CODE[1] = UnavailableError  # CANCELLED: by the server, which stops; the client cancels nothing.
 _BY_CODE[11] = InvalidArgumentError  # OUT_OF_RANGE: a target that does not fit.
 
 
