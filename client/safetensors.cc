@@ -95,6 +95,7 @@ absl::StatusOr<Tensor> ParseTensor(const json& object, std::span<const std::byte
 
 absl::Status CheckTiling(const std::map<std::string, Tensor>& tensors, std::span<const std::byte> data) {
   std::vector<std::span<const std::byte>> pieces;
+  pieces.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) pieces.push_back(tensor.bytes);
   // Empty tensors first, where they stand beside another.
   std::sort(pieces.begin(), pieces.end(),

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/block_format.h"
+#include "kernels/status_macros.h"
 
 namespace nqkv {
 
@@ -38,8 +39,7 @@ absl::Status CodecPolicy::Validate() const {
     return absl::InvalidArgumentError(absl::StrCat("codec: ", static_cast<int>(codec), " is not known"));
   }
   if (codec != CodecChoice::kRaw) {
-    const absl::Status status = ValidatePlaneCodec(CheapCodec(*this));
-    if (!status.ok()) return status;
+    NQKV_RETURN_IF_ERROR(ValidatePlaneCodec(CheapCodec(*this)));
   }
   if (codec == CodecChoice::kAuto && layout == PlaneLayout::kRow) {
     return absl::InvalidArgumentError("layout: auto never picks the row layout; name the codec nqkv4");

@@ -45,10 +45,10 @@ constexpr Tables MakeTables() {
     const int low = slice < 8 ? slice * 16 : slice * 16 - 256;
     tables.first[slice] = tables.second[slice] = 127;
     int found = 0;
-    for (int threshold : kNqkv4Thresholds) {
+    for (const int8_t threshold : kNqkv4Thresholds) {
       if (threshold < low) ++tables.base[slice];
       if (threshold < low || threshold >= low + 15) continue;  // At low + 15 it divides this slice from the next.
-      (found++ == 0 ? tables.first : tables.second)[slice] = static_cast<int8_t>(threshold);
+      (found++ == 0 ? tables.first : tables.second)[slice] = threshold;
     }
   }
   for (size_t code = 0; code < 16; ++code) {
@@ -244,7 +244,8 @@ size_t CountAbove(const float* energies, size_t channels, int32_t bits) {
   }
   const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(counts), _mm256_extracti128_si256(counts, 1));
   const __m128i pairs = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0x4e));
-  return static_cast<size_t>(_mm_cvtsi128_si32(pairs) + _mm_extract_epi32(pairs, 1));
+  const int count = _mm_cvtsi128_si32(pairs) + _mm_extract_epi32(pairs, 1);
+  return static_cast<size_t>(count);
 }
 
 int32_t LargestBits(const float* energies, size_t channels) {

@@ -47,7 +47,7 @@ constexpr Tables MakeTables() {
   Tables tables = {};
   for (int place = -128; place < 128; ++place) {
     uint8_t code = 0;
-    for (int threshold : kNqkv4Thresholds) code = static_cast<uint8_t>(code + (place > threshold));
+    for (const int8_t threshold : kNqkv4Thresholds) code = static_cast<uint8_t>(code + (place > threshold));
     tables.codes[static_cast<uint8_t>(place)] = code;
   }
   for (size_t code = 0; code < kVector; ++code) tables.levels[code] = Float16ToFloat(kNqkv4Levels[code]);

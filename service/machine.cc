@@ -103,7 +103,7 @@ uint32_t AvailableCores() {
 }
 
 std::string DefaultSocketDirectory() {
-  const std::string run = "/run/nqkv";
+  std::string run = "/run/nqkv";
   if (CanCreateIn(run) || (access(run.c_str(), F_OK) != 0 && CanCreateIn("/run"))) return run;
   const char* runtime = std::getenv("XDG_RUNTIME_DIR");
   if (runtime != nullptr && *runtime != '\0' && CanCreateIn(runtime)) return absl::StrCat(runtime, "/nqkv");

@@ -16,6 +16,7 @@ std::vector<Watchdog::Heartbeat> Watchdog::Check() const {
     parts = parts_;
   }
   std::vector<Heartbeat> heartbeats;
+  heartbeats.reserve(parts.size());
   for (const Part& part : parts) heartbeats.push_back({part.name, part.age(), part.age_max});
   return heartbeats;
 }

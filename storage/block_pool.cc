@@ -305,10 +305,10 @@ void BlockPool::AddStats(StoreStats* stats) const {
   MutexLock lock(&mutex_);
   stats->used_bytes = used_bytes_;
   for (const auto& [first_page, pages] : free_runs_) stats->free_bytes += pages * kPageBytes;
-  for (SizeClass size_class = 0; size_class < classes_.size(); ++size_class) {
+  for (size_t size_class = 0; size_class < classes_.size(); ++size_class) {
     const Class& slots = classes_[size_class];
     if (slots.slabs == 0) continue;
-    stats->classes.push_back({.slot_bytes = SlotBytes(size_class),
+    stats->classes.push_back({.slot_bytes = SlotBytes(static_cast<SizeClass>(size_class)),
                               .slabs = slots.slabs,
                               .slots = slots.slots,
                               .used_slots = slots.used_slots});
