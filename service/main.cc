@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "google/protobuf/stubs/logging.h"
 #include "service/byte_size.h"
 #include "service/flags.h"
 #include "service/server.h"
@@ -60,6 +61,8 @@ std::string WaitForStop(const sigset_t& signals) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // A malformed message is answered with its status; a line of the library for each would let clients fill the log.
+  google::protobuf::SetLogHandler(nullptr);
   SetMallocPolicy();
   signal(SIGPIPE, SIG_IGN);
   const sigset_t signals = BlockStopSignals();
