@@ -79,19 +79,15 @@ is_ready() {
 }
 
 # A Unix socket's path has at most 107 bytes, and a checkout may lie deep.
-choose_socket_dir() {
-  socket_dir=$state/sockets
-  if ((${#socket_dir} > 80)); then
-    socket_dir=${XDG_RUNTIME_DIR:-/tmp}/nqkv-quickstart-$(id -u)
-  fi
-  mkdir -p "$socket_dir"
-  chmod 0700 "$socket_dir"
-}
+socket_dir=$state/sockets
+if ((${#socket_dir} > 80)); then
+  socket_dir=${XDG_RUNTIME_DIR:-/tmp}/nqkv-quickstart-$(id -u)
+fi
 
 start() {
   local pid deadline
-  mkdir -p "$state"
-  choose_socket_dir
+  mkdir -p "$state" "$socket_dir"
+  chmod 0700 "$socket_dir"
   # Its own session: it outlives the terminal.
   setsid "$server" --listen="$listen" --http_listen="$http_listen" --socket_dir="$socket_dir" "${service_flags[@]}" \
     </dev/null >"$service_log" 2>&1 &
@@ -166,6 +162,7 @@ nqkvd is running.
   gRPC     $listen
   HTTP     http://$http_listen/  (/metrics, /healthz, /readyz, /api/status)
   log      $service_log
-  look     build/release/bin/nqkv stat --server=$listen
+  sockets  $socket_dir
+  look     build/release/bin/nqkv stat --socket_dir=$socket_dir
   stop     deploy/quickstart.sh --stop
 EOT
