@@ -80,9 +80,14 @@ IndexStripe* BlockIndex::SampleVictim() {
   IndexStripe* oldest = nullptr;
   uint64_t oldest_used = 0;
   const uint32_t count = std::min<uint32_t>(kStripesSampled, stripe_count());
-  for (uint32_t sample = 0; sample < count; ++sample) {
-    // A Weyl sequence visits all stripes evenly and never one twice within a sample.
-    const uint32_t draw = samples_.fetch_add(1, std::memory_order_relaxed) * 5;
+  // Mixed, since a plain sequence always puts the same stripes into one sample: each such set of stripes would then be
+  // evicted from as often as the others, however many blocks fell to it. (The last step of MurmurHash3.)
+  uint64_t draw = samples_.fetch_add(1, std::memory_order_relaxed) * 0x9e3779b97f4a7c15;
+  draw = (draw ^ (draw >> 33)) * 0xff51afd7ed558ccd;
+  draw ^= draw >> 33;
+  // An odd step never visits a stripe twice within a sample, where their count is a power of two.
+  const uint64_t step = (draw >> 32) | 1;
+  for (uint32_t sample = 0; sample < count; ++sample, draw += step) {
     IndexStripe* stripe = stripes_[draw % stripe_count()].get();
     const std::optional<uint64_t> used = stripe->NextVictimUsed();
     if (!used.has_value() || (oldest != nullptr && *used >= oldest_used)) continue;

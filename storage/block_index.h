@@ -67,7 +67,7 @@ class BlockIndex {
   std::vector<EvictionLink> links_;  // By slot.
   std::vector<std::unique_ptr<IndexStripe>> stripes_;
   std::atomic<uint64_t> clock_ = 0;    // Logical: one tick a use.
-  std::atomic<uint32_t> samples_ = 0;  // Stripes drawn so far.
+  std::atomic<uint64_t> samples_ = 0;  // Drawn so far.
 };
 
 }  // namespace nqkv

@@ -368,10 +368,15 @@ TEST_F(BlockStoreTest, EvictionOverManyStripesIsCloseToLeastRecentlyUsed) {
   int stored = 0;
   while (store_->Stats().evicted_blocks_total == 0) ASSERT_EQ(Put(Key(stored++), 10'000), absl::OkStatus());
   const int fit = stored - 1;
-  for (; stored < 4 * fit; ++stored) ASSERT_EQ(Put(Key(stored), 10'000), absl::OkStatus());
+  // How blocks fall on the stripes differs from process to process, so this counts over many fillings.
+  constexpr int kFillings = 16;
   int young = 0;
-  for (int number = stored - fit / 2; number < stored; ++number) young += Has(Key(number));
-  EXPECT_EQ(young, fit / 2) << "of the younger half of what fits some are gone";
+  for (int filling = 0; filling < kFillings; ++filling) {
+    for (const int end = stored + fit; stored < end; ++stored) ASSERT_EQ(Put(Key(stored), 10'000), absl::OkStatus());
+    for (int number = stored - fit / 2; number < stored; ++number) young += Has(Key(number));
+  }
+  // Eviction at random would leave 79 % of them.
+  EXPECT_GE(young, kFillings * (fit / 2) * 99 / 100) << "of the younger half of what fits too many are gone";
 }
 
 TEST_F(BlockStoreTest, RefusesTooManyPartsOfABlock) {
