@@ -30,6 +30,7 @@ HEADER_FAMILIES = [
     ("gtest", r"(gtest|gmock)/"),
     ("benchmark", r"benchmark/"),
     ("nanobind", r"nanobind/"),
+    ("boost", r"boost/context/"),
     ("cuda", r"(cuda|cub|thrust|cooperative_groups|nv|nvtx3)/|(cuda|device_|driver_|vector_types|nvml|nvToolsExt)\w*\.h$"),
     ("std", r"[a-z_]+$"),
     ("std", r"\w*intrin\.h$"),
@@ -42,7 +43,7 @@ HEADER_FAMILIES = [
 TARGET_FAMILIES = {
     "absl": "absl", "gRPC": "grpc", "protobuf": "protobuf", "OpenSSL": "openssl", "prometheus-cpp": "prometheus",
     "civetweb": "civetweb", "spdlog": "spdlog", "fmt": "spdlog", "nlohmann_json": "json", "GTest": "gtest",
-    "benchmark": "benchmark", "CUDA": "cuda", "Threads": "std",
+    "benchmark": "benchmark", "CUDA": "cuda", "Boost": "boost", "Threads": "std",
 }
 OWN_TARGETS = {
     "proto": "proto", "proto_generated": "proto", "kernels": "kernels", "storage": "storage", "service": "service",
@@ -56,7 +57,7 @@ OUTSIDE = {
     "service": {"std", "absl", "grpc", "protobuf", "generated", "prometheus", "civetweb", "spdlog", "json"},
     "client": {"std", "absl", "grpc", "protobuf", "generated", "json", "nanobind"},
     "tests": {"std", "absl", "grpc", "protobuf", "generated", "openssl", "isal", "prometheus", "civetweb", "spdlog",
-              "json", "gtest", "benchmark", "installed"},
+              "json", "gtest", "benchmark", "boost", "installed"},
 }
 INSIDE = {
     "proto": {"proto"},
@@ -274,7 +275,7 @@ class RulesTest(unittest.TestCase):
         self.assert_caught("kernels may not link gRPC::grpc++")
 
     def test_catches_a_link_with_an_unknown_library(self):
-        self.write("client/CMakeLists.txt", "target_link_libraries(nqkv_client Boost::context)")
+        self.write("client/CMakeLists.txt", "target_link_libraries(nqkv_client Eigen3::Eigen)")
         self.assert_caught("belongs to no known library")
 
 
