@@ -23,11 +23,20 @@ void SetDetail(absl::Status* status, const Message& message) {
   status->SetPayload(TypeUrl<Message>(), absl::Cord(message.SerializeAsString()));
 }
 
+// At most kStatusTextBytesMax bytes, and never a part of a UTF-8 sequence at the end.
+std::string Shortened(absl::string_view text) {
+  constexpr absl::string_view kEllipsis = "...";
+  if (text.size() <= kStatusTextBytesMax) return std::string(text);
+  size_t size = kStatusTextBytesMax - kEllipsis.size();
+  while (size > 0 && (text[size] & 0xC0) == 0x80) --size;
+  return absl::StrCat(text.substr(0, size), kEllipsis);
+}
+
 absl::Status WithViolation(absl::Status status, absl::string_view field, absl::string_view description) {
   google::rpc::BadRequest detail;
   auto* violation = detail.add_field_violations();
-  violation->set_field(std::string(field));
-  violation->set_description(std::string(description));
+  violation->set_field(Shortened(field));
+  violation->set_description(Shortened(description));
   SetDetail(&status, detail);
   return status;
 }
@@ -62,14 +71,15 @@ grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   google::rpc::Status details;
   details.set_code(status.raw_code());
-  details.set_message(std::string(status.message()));
+  const std::string message = Shortened(status.message());
+  details.set_message(message);
   status.ForEachPayload([&](absl::string_view type_url, const absl::Cord& payload) {
     auto* any = details.add_details();
     any->set_type_url(std::string(type_url));
     any->set_value(std::string(payload));
   });
   const std::string serialized = details.details_size() > 0 ? details.SerializeAsString() : "";
-  return grpc::Status(static_cast<grpc::StatusCode>(status.raw_code()), std::string(status.message()), serialized);
+  return grpc::Status(static_cast<grpc::StatusCode>(status.raw_code()), message, serialized);
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {

@@ -4,6 +4,8 @@
 // grpc-status-details-bin on the wire.
 #pragma once
 
+#include <cstddef>
+
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -24,6 +26,9 @@ absl::Status WithRetry(absl::Status status, absl::Duration delay);
 // The delay of the RetryInfo detail; zero when there is none.
 absl::Duration RetryDelay(const absl::Status& status);
 
+// All of it stays below the 8 KiB of metadata that a peer takes, since what is larger reaches a client as
+// RESOURCE_EXHAUSTED: a message, and each text of a detail, over kStatusTextBytesMax ends with "..." instead.
+inline constexpr size_t kStatusTextBytesMax = 1'024;
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 

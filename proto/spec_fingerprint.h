@@ -13,7 +13,8 @@ namespace nqkv {
 std::string SpecFingerprint16(const v1::CacheSpec& spec);
 
 // Paths of the fields that differ, such as "layer_groups[0].planes[3].dtype (DTYPE_FLOAT16, asked for DTYPE_BFLOAT16)".
-// Empty exactly when the fingerprints are equal.
+// Planes of a group that differ in the same way are one entry: "layer_groups[0].planes[0-159].dtype (...)". Empty
+// exactly when the fingerprints are equal. Takes time linear in the sizes of the specs.
 std::vector<std::string> DifferingFields(const v1::CacheSpec& present, const v1::CacheSpec& asked);
 
 }  // namespace nqkv

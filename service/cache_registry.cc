@@ -34,10 +34,23 @@ absl::Status CheckOpen(const v1::OpenCacheRequest& request) {
   return absl::OkStatus();
 }
 
-// A name stands for one spec and one policy.
+// "a, b and 3 more": a status has room for a few fields, not for all of a large spec.
+std::string NamedFields(const std::vector<std::string>& fields) {
+  constexpr size_t kFieldsShown = 8;
+  const size_t shown = std::min(fields.size(), kFieldsShown);
+  std::string text = absl::StrJoin(fields.begin(), fields.begin() + static_cast<ptrdiff_t>(shown), ", ");
+  if (fields.size() > shown) absl::StrAppend(&text, " and ", fields.size() - shown, " more");
+  return text;
+}
+
+// A name stands for one spec and one policy. The request's own spec and policy are known to be valid.
 absl::Status CheckJoin(const Cache& cache, const v1::OpenCacheRequest& request) {
-  std::vector<std::string> differing = DifferingFields(cache.spec(), request.spec());
-  for (std::string& field : differing) field = absl::StrCat("spec.", field);
+  std::vector<std::string> differing;
+  if (SpecFingerprint16(request.spec()) != cache.fingerprint()) {
+    for (const std::string& field : DifferingFields(cache.spec(), request.spec())) {
+      differing.push_back(absl::StrCat("spec.", field));
+    }
+  }
   if (request.has_policy()) {
     NQKV_ASSIGN_OR_RETURN(const CodecPolicy asked, PolicyFromProto(request.policy()));
     const std::vector<std::string> policy = DifferingFields(cache.policy(), asked);
@@ -45,7 +58,7 @@ absl::Status CheckJoin(const Cache& cache, const v1::OpenCacheRequest& request) 
   }
   if (differing.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      absl::StrCat("cache '", cache.name(), "' is open with other fields: ", absl::StrJoin(differing, ", ")));
+      absl::StrCat("cache '", cache.name(), "' is open with other fields: ", NamedFields(differing)));
 }
 
 std::vector<GroupLayout> Layouts(const Cache& cache) {
@@ -125,6 +138,7 @@ std::shared_ptr<Cache> CacheRegistry::FindByName(const Tenant& tenant, const std
 
 absl::StatusOr<CacheRegistry::Opened> CacheRegistry::Join(const std::shared_ptr<Cache>& cache,
                                                           const v1::OpenCacheRequest& request) const {
+  NQKV_RETURN_IF_ERROR(GroupsFromSpec(request.spec(), bounds_.spec).status());
   NQKV_RETURN_IF_ERROR(CheckJoin(*cache, request));
   const std::vector<GroupLayout> layouts = Layouts(*cache);
   NQKV_ASSIGN_OR_RETURN(const std::vector<PartRange> parts, ShardFromProto(request.shard(), layouts));

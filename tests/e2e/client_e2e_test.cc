@@ -268,6 +268,20 @@ TEST_F(ClientE2eTest, NamesEveryFieldThatDiffersFromTheOpenCache) {
   EXPECT_THAT(std::string(cache.status().message()), HasSubstr("block_tokens"));
 }
 
+TEST_F(ClientE2eTest, NamesWhatDiffersInTheSpecOfAModelOfManyLayers) {
+  const CacheOptions present = {.name = "large", .spec = UniformSpec("model", 80, 8, 128, Dtype::kFloat16)};
+  ASSERT_TRUE(client_->OpenCache(present).ok());
+  CacheOptions asked = {.name = "large", .spec = UniformSpec("model", 80, 8, 128, Dtype::kBfloat16)};
+  for (PlaneSpec& plane : asked.spec.layer_groups[0].planes) {
+    if (plane.role == PlaneRole::kKey) plane.channels = 64;
+  }
+  const auto cache = client_->OpenCache(asked);
+  EXPECT_EQ(cache.status().code(), absl::StatusCode::kFailedPrecondition) << cache.status();
+  EXPECT_THAT(std::string(cache.status().message()),
+              AllOf(HasSubstr("spec.layer_groups[0].planes[0-159].dtype (DTYPE_FLOAT16, asked for DTYPE_BFLOAT16)"),
+                    HasSubstr("spec.layer_groups[0].planes[0, 2, 4 and 77 more].channels (128, asked for 64)")));
+}
+
 // Small messages and few open blocks, so that every block takes several messages and waits for others.
 class SmallMessageE2eTest : public ClientE2eTest {
  protected:

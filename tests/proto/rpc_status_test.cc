@@ -92,6 +92,31 @@ TEST(RpcStatusTest, KeepsCodeAndMessageWhenDetailsCannotBeRead) {
   EXPECT_EQ(status, absl::NotFoundError("no cache 7"));
 }
 
+// What the status takes in a response's metadata: the message is percent-encoded, the details are base64.
+size_t MetadataBytes(const grpc::Status& status) {
+  size_t bytes = (status.error_details().size() + 2) / 3 * 4;
+  for (const char c : status.error_message()) bytes += c >= ' ' && c <= '~' && c != '%' ? 1 : 3;
+  return bytes;
+}
+
+TEST(RpcStatusTest, StaysBelowTheMetadataThatAPeerTakes) {
+  std::string text;
+  for (int i = 0; i < 4'000; ++i) text += "\xE2\x82\xAC";  // Three bytes a character, nine when percent-encoded.
+  const grpc::Status sent = ToGrpc(WithRetry(FieldError(text, text), absl::Seconds(1)));
+  EXPECT_LT(MetadataBytes(sent), 8'000);
+  EXPECT_EQ(sent.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(sent.error_message(), testing::StartsWith("\xE2\x82\xAC\xE2\x82\xAC"));
+  EXPECT_THAT(sent.error_message(), testing::EndsWith("\xE2\x82\xAC..."));
+  EXPECT_EQ(Details(sent).message(), sent.error_message());
+  EXPECT_EQ(RetryDelay(FromGrpc(sent)), absl::Seconds(1));
+}
+
+TEST(RpcStatusTest, KeepsATextOfTheGreatestLengthWhole) {
+  const std::string text(kStatusTextBytesMax, 'x');
+  EXPECT_EQ(ToGrpc(absl::NotFoundError(text)).error_message(), text);
+  EXPECT_EQ(ToGrpc(absl::NotFoundError(text + "y")).error_message().size(), kStatusTextBytesMax);
+}
+
 TEST(RpcStatusTest, CarriesABlocksStatusBothWays) {
   v1::Status proto;
   const absl::Status full = WithRetry(absl::ResourceExhaustedError("full"), absl::Milliseconds(500));

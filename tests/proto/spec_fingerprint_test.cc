@@ -136,5 +136,43 @@ TEST(SpecFingerprintTest, NamesEveryDifferingFieldWithBothValues) {
                           "layer_groups[0].planes[3].dtype (DTYPE_FLOAT16, asked for DTYPE_BFLOAT16)"));
 }
 
+// Keys and values of `layers` layers.
+v1::CacheSpec UniformSpec(uint32_t layers) {
+  v1::CacheSpec spec = SomeSpec();
+  auto* planes = spec.mutable_layer_groups(0)->mutable_planes();
+  const v1::PlaneSpec key = planes->Get(0), value = planes->Get(1);
+  planes->Clear();
+  for (uint32_t layer = 0; layer < layers; ++layer) {
+    for (const v1::PlaneSpec& plane : {key, value}) {
+      *planes->Add() = plane;
+      planes->rbegin()->set_layer(layer);
+    }
+  }
+  return spec;
+}
+
+TEST(SpecFingerprintTest, TellsAnEqualDifferenceOfManyPlanesOnce) {
+  const v1::CacheSpec present = UniformSpec(80);
+  v1::CacheSpec asked = present;
+  for (auto& plane : *asked.mutable_layer_groups(0)->mutable_planes()) {
+    plane.set_dtype(v1::DTYPE_BFLOAT16);
+    if (plane.role() == v1::PLANE_ROLE_KEY) plane.set_channels(64);
+  }
+  asked.mutable_layer_groups(0)->mutable_planes(159)->set_heads(4);
+  EXPECT_THAT(DifferingFields(present, asked),
+              ElementsAre("layer_groups[0].planes[0, 2, 4 and 77 more].channels (128, asked for 64)",
+                          "layer_groups[0].planes[0-159].dtype (DTYPE_FLOAT16, asked for DTYPE_BFLOAT16)",
+                          "layer_groups[0].planes[159].heads (8, asked for 4)"));
+}
+
+TEST(SpecFingerprintTest, KeepsTheSameDifferenceOfTwoGroupsApart) {
+  v1::CacheSpec present = SomeSpec();
+  *present.add_layer_groups() = present.layer_groups(0);
+  v1::CacheSpec asked = present;
+  for (int i = 0; i < 2; ++i) asked.mutable_layer_groups(i)->set_block_tokens(16);
+  EXPECT_THAT(DifferingFields(present, asked), ElementsAre("layer_groups[0].block_tokens (64, asked for 16)",
+                                                           "layer_groups[1].block_tokens (64, asked for 16)"));
+}
+
 }  // namespace
 }  // namespace nqkv

@@ -107,6 +107,33 @@ TEST_F(CacheCallsTest, ANameTakenByAnotherSpecOrPolicyIsRefusedNamingEachDifferi
   EXPECT_TRUE(Open(OpenRequest()).ok());
 }
 
+TEST_F(CacheCallsTest, ASpecThatIsNotValidIsRefusedBeforeItIsComparedWithAnother) {
+  ASSERT_TRUE(Open(OpenRequest()).ok());
+  v1::OpenCacheRequest other = OpenRequest();
+  other.mutable_spec()->mutable_layer_groups(0)->mutable_planes(3)->set_heads(5'000);
+  const absl::Status status = Open(other);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("spec.layer_groups[0].planes[3].heads"));
+}
+
+TEST_F(CacheCallsTest, NamesTheFirstOfManyDifferingFields) {
+  ASSERT_TRUE(Open(OpenRequest()).ok());
+  v1::OpenCacheRequest other = OpenRequest();
+  auto* planes = other.mutable_spec()->mutable_layer_groups(0)->mutable_planes();
+  for (int i = 0; i < planes->size(); ++i) planes->Mutable(i)->set_layer(static_cast<uint32_t>(i / 2 + 7));
+  other.mutable_spec()->set_model("other");
+  other.mutable_spec()->set_revision("other");
+  other.mutable_spec()->set_rope_digest("other");
+  other.mutable_spec()->set_adapter_digest("other");
+  other.mutable_spec()->set_key_scheme("other");
+  other.mutable_spec()->mutable_layer_groups(0)->set_id(9);
+  other.mutable_policy()->set_codec(v1::CODEC_NQKV4);
+  other.mutable_policy()->set_scale_group(128);
+  const absl::Status status = Open(other);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("spec.model ("), testing::EndsWith(" more")));
+}
+
 TEST_F(CacheCallsTest, RefusesBadNamesPlacementsAndEngines) {
   EXPECT_THAT(std::string(Open(OpenRequest("")).message()), HasSubstr("name: required"));
   v1::OpenCacheRequest request = OpenRequest();
