@@ -12,9 +12,9 @@
 // memory, which can take a second or two more when the server stopped reading: then the connection is broken to get the
 // memory back. Over TCP that is left to the system: TCP_USER_TIMEOUT is 10 s.
 //
-// Retries: UNAVAILABLE, and RESOURCE_EXHAUSTED where the server says when to come back, are tried again within the
-// timeout and the RetryPolicy; nothing else is. Every call is idempotent. A cache that the server has forgotten (it was
-// restarted) is opened again once a call, with the same options.
+// Retries: UNAVAILABLE, CANCELLED (a server that stops) and RESOURCE_EXHAUSTED where the server says when to come back
+// are tried again within the timeout and the RetryPolicy; nothing else is. Every call is idempotent. A cache that the
+// server has forgotten (it was restarted) is opened again once a call, with the same options.
 //
 // Needs std and Abseil's Status alone; no protobuf or gRPC type appears here.
 #pragma once

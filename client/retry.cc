@@ -40,7 +40,7 @@ absl::Status ValidateRetryPolicy(const RetryPolicy& policy) {
 }
 
 bool IsRetryable(const absl::Status& status) {
-  if (absl::IsUnavailable(status)) return true;
+  if (absl::IsUnavailable(status) || absl::IsCancelled(status)) return true;
   return absl::IsResourceExhausted(status) && RetryDelay(status) > absl::ZeroDuration();
 }
 

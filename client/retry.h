@@ -24,7 +24,8 @@ class Clock {
 // INVALID_ARGUMENT naming the field.
 absl::Status ValidateRetryPolicy(const RetryPolicy& policy);
 
-// UNAVAILABLE, or RESOURCE_EXHAUSTED that carries a RetryInfo.
+// UNAVAILABLE, RESOURCE_EXHAUSTED that carries a RetryInfo, or CANCELLED: by a server that stops with the call still
+// open, since a call that the client itself breaks off ends with the status that made it do so.
 bool IsRetryable(const absl::Status& status);
 
 // One call's attempts. Not thread-safe.

@@ -78,11 +78,16 @@ TEST_F(RetryTest, TakesANegativeDelayAsNone) {
   EXPECT_FALSE(IsRetryable(WithRetry(absl::ResourceExhaustedError("full"), -absl::Seconds(1))));
 }
 
+TEST_F(RetryTest, RepeatsWhatAStoppingServerCutsOff) {
+  Retry retry = Make();
+  EXPECT_TRUE(retry.Again(absl::CancelledError("the server stops")));
+}
+
 TEST_F(RetryTest, NeverRepeatsWhatWouldFailAgain) {
   for (const absl::Status& status :
        {absl::OkStatus(), absl::InvalidArgumentError("key"), absl::NotFoundError("cache"), absl::InternalError("bug"),
         absl::DeadlineExceededError("late"), absl::UnimplementedError("later"), absl::FailedPreconditionError("spec"),
-        absl::ResourceExhaustedError("too many keys"), absl::CancelledError("stopped")}) {
+        absl::ResourceExhaustedError("too many keys")}) {
     Retry retry = Make();
     EXPECT_FALSE(retry.Again(status)) << status;
   }
