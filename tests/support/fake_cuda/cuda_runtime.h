@@ -4,6 +4,8 @@
 // instead of the operand's, so do these functions. See fiber_grid.h for what is checked, fake_runtime.h for streams.
 #pragma once
 
+#define NQKV_FAKE_CUDA 1
+
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -21,10 +23,26 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-#define threadIdx (::nqkv::fake_cuda::ThreadIndex())
-#define blockIdx (::nqkv::fake_cuda::BlockIndex())
-#define blockDim (::nqkv::fake_cuda::BlockSize())
-#define gridDim (::nqkv::fake_cuda::GridSize())
+namespace nqkv::fake_cuda {
+
+// Asked anew at each use, since each thread has its own.
+template <dim3 (*kValue)(), unsigned dim3::*kAxis>
+struct Axis {
+  operator unsigned() const { return kValue().*kAxis; }  // NOLINT: reads as a number, as in CUDA.
+};
+template <dim3 (*kValue)()>
+struct Builtin {
+  Axis<kValue, &dim3::x> x;
+  Axis<kValue, &dim3::y> y;
+  Axis<kValue, &dim3::z> z;
+};
+
+}  // namespace nqkv::fake_cuda
+
+inline constexpr nqkv::fake_cuda::Builtin<&nqkv::fake_cuda::ThreadIndex> threadIdx{};
+inline constexpr nqkv::fake_cuda::Builtin<&nqkv::fake_cuda::BlockIndex> blockIdx{};
+inline constexpr nqkv::fake_cuda::Builtin<&nqkv::fake_cuda::BlockSize> blockDim{};
+inline constexpr nqkv::fake_cuda::Builtin<&nqkv::fake_cuda::GridSize> gridDim{};
 
 struct alignas(8) uint2 {
   unsigned x, y;

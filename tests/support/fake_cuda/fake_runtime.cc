@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <random>
 #include <utility>
 #include <vector>
@@ -46,8 +47,14 @@ namespace {
 
 enum class Kind { kDevice, kPinned };
 
+// CUDA aligns to 256 bytes. Ends where it was told, so that the address sanitizer sees who goes beyond.
+struct FreeAligned {
+  static constexpr std::align_val_t kAlignment{256};
+  void operator()(std::byte* memory) const { ::operator delete(memory, kAlignment); }
+};
+
 struct Allocation {
-  std::unique_ptr<std::byte[]> memory;
+  std::unique_ptr<std::byte, FreeAligned> memory;
   size_t bytes = 0;
   Kind kind = Kind::kDevice;
 };
@@ -103,13 +110,11 @@ class Device {
     if (kind == Kind::kDevice && Count().device_bytes + bytes > behaviour_.device_bytes) {
       return Fail(cudaErrorMemoryAllocation);
     }
-    // CUDA aligns to 256 bytes; what was allocated holds anything.
-    Allocation allocation{.memory = std::make_unique<std::byte[]>(bytes + 256), .bytes = bytes, .kind = kind};
-    const auto address = (reinterpret_cast<uintptr_t>(allocation.memory.get()) + 255) / 256 * 256;
-    std::byte* begin = reinterpret_cast<std::byte*>(address);
-    std::memset(begin, 0xa5, bytes);
+    auto* begin = static_cast<std::byte*>(::operator new(bytes, FreeAligned::kAlignment));
+    std::memset(begin, 0xa5, bytes);  // What was allocated holds anything.
+    allocations_.emplace(
+        begin, Allocation{.memory = std::unique_ptr<std::byte, FreeAligned>(begin), .bytes = bytes, .kind = kind});
     *memory = begin;
-    allocations_.emplace(begin, std::move(allocation));
     return cudaSuccess;
   }
   // As CUDA does: all work that might use the memory is done before it goes.
