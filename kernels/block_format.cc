@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/status_macros.h"
@@ -51,7 +52,8 @@ struct RawPlane {
   uint8_t layout;
   uint16_t scale_group;
   uint16_t channels;
-  uint16_t reserved;
+  uint8_t strong_channels;
+  uint8_t reserved;
   uint32_t offset;
   uint32_t length;
   float floor_error;
@@ -87,7 +89,8 @@ PlaneEntry ToEntry(const RawPlane& raw) {
           .dtype = static_cast<Dtype>(raw.dtype),
           .codec = {.id = static_cast<CodecId>(raw.codec),
                     .scale_group = raw.scale_group,
-                    .layout = static_cast<PlaneLayout>(raw.layout)},
+                    .layout = static_cast<PlaneLayout>(raw.layout),
+                    .strong_channels = raw.strong_channels},
           .channels = raw.channels,
           .offset = raw.offset,
           .length = raw.length,
@@ -103,6 +106,7 @@ RawPlane ToRaw(const PlaneEntry& entry) {
           .layout = static_cast<uint8_t>(entry.codec.layout),
           .scale_group = entry.codec.scale_group,
           .channels = entry.channels,
+          .strong_channels = entry.codec.strong_channels,
           .reserved = 0,
           .offset = entry.offset,
           .length = entry.length,
@@ -145,10 +149,11 @@ absl::Status CheckEntry(const RawHeader& header, const RawPlane& raw) {
   }
   if (raw.role < 1 || raw.role > 4) return BadNumber("role", raw.role, "1 to 4");
   if (raw.dtype < 1 || raw.dtype > 3) return BadNumber("dtype", raw.dtype, "1 to 3");
-  if (const absl::Status status = ValidatePlaneCodec(ToEntry(raw).codec); !status.ok()) return Bad(status.message());
   if (raw.channels % 8 != 0 || raw.channels == 0 || raw.channels > kChannelsMax) {
     return BadNumber("channels", raw.channels, "a multiple of 8, 8 to 8192");
   }
+  const absl::Status codec = ValidatePlaneCodec(ToEntry(raw).codec, raw.channels);
+  if (!codec.ok()) return Bad(codec.message());
   if (raw.reserved != 0 || raw.reserved2 != 0) return BadNumber("reserved", raw.reserved | raw.reserved2, "0");
   if (!IsError(raw.floor_error)) return Bad("floor_error: must not be negative or NaN");
   if (!IsError(raw.token_norm_error)) return Bad("token_norm_error: must not be negative or NaN");
@@ -271,9 +276,12 @@ PlaneShape BlockView::shape(const PlaneEntry& entry) const {
 }
 
 absl::Status BlockView::CheckPlane(const PlaneEntry& entry) const {
-  if (Crc32c(plane_bytes(entry)) == entry.crc32c) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat("block: the CRC32C of layer ", entry.layer, ", role ",
-                                          static_cast<int>(entry.role), " does not match its bytes"));
+  const std::string place = absl::StrCat("layer ", entry.layer, ", role ", static_cast<int>(entry.role));
+  if (Crc32c(plane_bytes(entry)) != entry.crc32c) {
+    return absl::DataLossError(absl::StrCat("block: the CRC32C of ", place, " does not match its bytes"));
+  }
+  const absl::Status status = CheckEncodedPlane(entry.codec, shape(entry), plane_bytes(entry));
+  return status.ok() ? status : absl::DataLossError(absl::StrCat("block: ", place, ": ", status.message()));
 }
 
 }  // namespace nqkv

@@ -77,7 +77,7 @@ class BlockView {
   }
   // Shape of a stored plane.
   PlaneShape shape(const PlaneEntry& entry) const;
-  // DATA_LOSS, naming the plane, when its bytes do not have its CRC.
+  // DATA_LOSS, naming the plane, when its bytes do not have its CRC or contradict themselves.
   absl::Status CheckPlane(const PlaneEntry& entry) const;
 
  private:

@@ -6,6 +6,7 @@
 // arguments.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -18,23 +19,48 @@
 namespace nqkv {
 
 // Numbers are part of the block format and equal those of the wire contract.
-enum class CodecId : uint8_t { kRaw = 2, kNqkv4 = 3 };
+enum class CodecId : uint8_t { kRaw = 2, kNqkv4 = 3, kNqkv4h = 4, kQ8 = 5 };
 enum class PlaneLayout : uint8_t { kHead = 1, kRow = 2 };
 
 // How one plane is encoded.
 struct PlaneCodec {
   CodecId id = CodecId::kRaw;
-  uint16_t scale_group = 0;                 // kNqkv4: 64, 128 or 256; kRow has 256 only. kRaw: 0.
+  // kNqkv4, kNqkv4h: 64, 128 or 256; kRow has 256 only. kQ8: 0 for a scale a channel, 128 for groups in a token. kRaw:
+  // 0.
+  uint16_t scale_group = 0;
   PlaneLayout layout = PlaneLayout::kHead;  // kRow: groups run along a token's row of all heads. kNqkv4 only.
+  uint8_t strong_channels = 0;              // kNqkv4h: 0, 4 or 8 of a head, at most a sixteenth of its channels.
 
   bool operator==(const PlaneCodec&) const = default;
 };
 
-// "raw", "nqkv4-g64", "nqkv4-row-g256".
+// All that FORMAT.md knows.
+inline constexpr std::array kPlaneCodecs = std::to_array<PlaneCodec>({
+    {CodecId::kRaw},
+    {CodecId::kNqkv4, 64},
+    {CodecId::kNqkv4, 128},
+    {CodecId::kNqkv4, 256},
+    {CodecId::kNqkv4, 256, PlaneLayout::kRow},
+    {CodecId::kNqkv4h, 64},
+    {CodecId::kNqkv4h, 64, PlaneLayout::kHead, 4},
+    {CodecId::kNqkv4h, 64, PlaneLayout::kHead, 8},
+    {CodecId::kNqkv4h, 128},
+    {CodecId::kNqkv4h, 128, PlaneLayout::kHead, 4},
+    {CodecId::kNqkv4h, 128, PlaneLayout::kHead, 8},
+    {CodecId::kNqkv4h, 256},
+    {CodecId::kNqkv4h, 256, PlaneLayout::kHead, 4},
+    {CodecId::kNqkv4h, 256, PlaneLayout::kHead, 8},
+    {CodecId::kQ8, 0},
+    {CodecId::kQ8, 128},
+});
+
+// "raw", "nqkv4-g64", "nqkv4-row-g256", "nqkv4h-g64-k4", "q8-channel", "q8-token"; "unknown" for none of kPlaneCodecs.
 absl::string_view PlaneCodecName(const PlaneCodec& codec);
 
 // INVALID_ARGUMENT when the codec's numbers are none that FORMAT.md knows.
 absl::Status ValidatePlaneCodec(const PlaneCodec& codec);
+// Also when the plane has too few channels for it.
+absl::Status ValidatePlaneCodec(const PlaneCodec& codec, uint32_t channels);
 
 // Exact size of the encoded plane.
 uint64_t EncodedBytes(const PlaneCodec& codec, const PlaneShape& shape);
@@ -60,8 +86,8 @@ struct EncodeArgs {
 struct EncodeResult {
   PlaneErrors errors;
   uint32_t crc32c = 0;  // Of `encoded`.
-  bool finite = true;   // False: the source holds NaN or Inf. kRaw has stored it; kNqkv4 left `encoded` unspecified.
-  bool in_scale_range = true;  // False: kNqkv4 met an absmax beyond fp16; `encoded` is unspecified.
+  bool finite = true;  // False: the source holds NaN or Inf. kRaw has stored it; the others left `encoded` unspecified.
+  bool in_scale_range = true;  // False: an absmax is beyond fp16; `encoded` is unspecified.
 };
 
 EncodeResult EncodePlane(const EncodeArgs& args);
@@ -80,6 +106,10 @@ struct DecodeArgs {
   // The target belongs to an output so large that it will not be in the cache when it is read: write around the cache.
   bool streaming = false;
 };
+
+// DATA_LOSS when the bytes of a plane contradict themselves, though their checksum holds. Every encoder's output
+// passes.
+absl::Status CheckEncodedPlane(const PlaneCodec& codec, const PlaneShape& shape, std::span<const std::byte> encoded);
 
 // Any bytes decode to something: callers check the CRC first. Preconditions: sizes as said, codec valid.
 void DecodePlane(const DecodeArgs& args);

@@ -26,6 +26,7 @@ bool HasAvx512() {
 // rows gain nothing from wider registers.
 CodecPath PathFor(CodecPath path, const PlaneCodec& codec) {
   if (codec.layout == PlaneLayout::kRow) return CodecPath::kScalar;
+  if (codec.id == CodecId::kNqkv4h || codec.id == CodecId::kQ8) return CodecPath::kScalar;
   return codec.id == CodecId::kRaw && path == CodecPath::kAvx512 ? CodecPath::kAvx2 : path;
 }
 

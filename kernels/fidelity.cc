@@ -25,6 +25,30 @@ float HeadFidelity::FloorError(float floor_energy) const {
   return floor_energy > 0 ? total / floor_energy : std::numeric_limits<float>::infinity();
 }
 
+float RowEnergy(std::span<const float> values) {
+  float lanes[kRowLanes] = {};
+  for (size_t c = 0; c < values.size(); ++c)
+    lanes[c % kRowLanes] = std::fma(values[c], values[c], lanes[c % kRowLanes]);
+  return SumRow(lanes);
+}
+
+void HeadMeter::Add(size_t token, std::span<const float> source, float error_energy, float decoded_energy) {
+  const RowEnergies row{RowEnergy(source), error_energy, decoded_energy};
+  const float weight = RowWeight(row.signal);
+  fidelity_.Add(token, row, weight);
+  AddEnergies(source, weight);
+}
+
+void HeadMeter::AddEnergies(std::span<const float> source) { AddEnergies(source, RowWeight(RowEnergy(source))); }
+
+void HeadMeter::AddEnergies(std::span<const float> source, float weight) {
+  for (size_t c = 0; c < channels_; ++c) {
+    channel_energies_[c] = std::fma(source[c] * weight, source[c], channel_energies_[c]);
+  }
+}
+
+void HeadMeter::AddTo(PlaneFidelity& plane) const { plane.Add(fidelity_, FloorEnergy(channel_energies())); }
+
 void PlaneFidelity::Add(const HeadFidelity& head, float floor_energy) {
   signal_ += SumLanes(head.signal);
   error_ += SumLanes(head.error);

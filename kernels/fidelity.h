@@ -17,6 +17,7 @@
 namespace nqkv {
 
 inline constexpr size_t kLanes = 8;
+inline constexpr size_t kChannelsMax = 8192;  // Of a head.
 
 inline float SumLanes(const float lanes[kLanes]) {
   const float a0 = lanes[0] + lanes[4], a1 = lanes[1] + lanes[5], a2 = lanes[2] + lanes[6], a3 = lanes[3] + lanes[7];
@@ -57,6 +58,9 @@ struct HeadFidelity {
   float FloorError(float floor_energy) const;
 };
 
+// Energy of a row's values, summed as said above.
+float RowEnergy(std::span<const float> values);
+
 // One plane's heads, in order.
 class PlaneFidelity {
  public:
@@ -75,6 +79,28 @@ constexpr size_t StrongChannels(size_t channels) { return (channels + 15) / 16; 
 // Sum of the channels' energies without the strongest StrongChannels(). Energies are not negative and not NaN; their
 // number is a multiple of 8.
 float FloorEnergy(std::span<const float> energies);
+
+// Measures one head row by row. For the reference codecs: the vector paths have the same sums in registers.
+class HeadMeter {
+ public:
+  explicit HeadMeter(size_t channels) : channels_(channels) {}
+
+  // The next token's row, with the energies of source - decoded and of decoded.
+  void Add(size_t token, std::span<const float> source, float error_energy, float decoded_energy);
+  // What Add does to the channels' energies alone.
+  void AddEnergies(std::span<const float> source);
+  void AddTo(PlaneFidelity& plane) const;
+
+  // Weighted, over the rows so far.
+  std::span<const float> channel_energies() const { return {channel_energies_, channels_}; }
+
+ private:
+  void AddEnergies(std::span<const float> source, float weight);
+
+  size_t channels_;
+  HeadFidelity fidelity_;
+  float channel_energies_[kChannelsMax] = {};
+};
 
 // FloorEnergy's search, over any way to go through the energies. They are not negative, so their bits order as they do.
 // `largest_bits`: of the largest. `count_above(bits)`: how many are larger. `sum_up_to(bits)`: of those that are not.

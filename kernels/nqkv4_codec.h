@@ -24,6 +24,8 @@ inline constexpr uint8_t kNqkv4ZeroCode = 7;
 inline constexpr std::array<int8_t, 15> kNqkv4Thresholds = {-108, -78, -59, -44, -30, -18, -6, 5,
                                                             15,   25,  37,  49,  63,  81,  109};
 
+inline constexpr float kScaleRangeEnd = 65520.0f;  // What rounds to infinity in fp16 has no scale.
+
 // Codes of a run of up to this many elements are interleaved: byte j holds elements j and j + n/2.
 inline constexpr size_t kNqkv4Run = 64;
 
@@ -72,6 +74,6 @@ EncodeResult Nqkv4EncodeAvx512(const EncodeArgs& args);
 void Nqkv4DecodeAvx512(const DecodeArgs& args);
 
 // What EncodeResult says of a plane that cannot be encoded: one more pass, which tells NaN from too large.
-EncodeResult Nqkv4Unrepresentable(const EncodeArgs& args);
+EncodeResult Unrepresentable(const EncodeArgs& args);
 
 }  // namespace nqkv

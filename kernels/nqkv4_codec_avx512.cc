@@ -475,7 +475,7 @@ EncodeResult Encode(const EncodeArgs& args) {
   for (heads.first = 0; heads.first < layout.strips; heads.first += heads.count) {
     const size_t left = layout.strips - heads.first;
     heads.count = left < heads_max ? left : heads_max;
-    if (!EncodeHeads<kDtype, kMeasure>(args, layout, shape, heads)) return Nqkv4Unrepresentable(args);
+    if (!EncodeHeads<kDtype, kMeasure>(args, layout, shape, heads)) return Unrepresentable(args);
     if constexpr (!kMeasure) continue;
     for (size_t h = 0; h < heads.count; ++h) {
       fidelity.Add(heads.fidelity[h], FloorEnergyAvx512(heads.channel_energies + h * shape.padded, channels));

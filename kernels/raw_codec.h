@@ -12,6 +12,15 @@
 
 namespace nqkv {
 
+// The row of token `t` and the plane's head `h`.
+inline const std::byte* SourceRow(const EncodeArgs& args, size_t t, size_t h) {
+  return args.source + static_cast<ptrdiff_t>(t) * args.token_stride + static_cast<ptrdiff_t>(h) * args.head_stride;
+}
+inline std::byte* TargetRow(const DecodeArgs& args, size_t t, size_t h) {
+  return args.target + static_cast<ptrdiff_t>(t) * args.token_stride +
+         static_cast<ptrdiff_t>(h - args.head_begin) * args.head_stride;
+}
+
 inline float LoadElement(const std::byte* row, size_t index, Dtype dtype) {
   if (dtype == Dtype::kFloat32) {
     float value;

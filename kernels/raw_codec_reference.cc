@@ -10,8 +10,7 @@ EncodeResult RawEncodeReference(const EncodeArgs& args) {
   std::byte* encoded = args.encoded.data();
   for (size_t h = 0; h < args.shape.heads; ++h) {
     for (size_t t = 0; t < args.shape.tokens; ++t, encoded += row_bytes) {
-      const std::byte* row =
-          args.source + static_cast<ptrdiff_t>(t) * args.token_stride + static_cast<ptrdiff_t>(h) * args.head_stride;
+      const std::byte* row = SourceRow(args, t, h);
       std::memcpy(encoded, row, row_bytes);
       for (size_t c = 0; c < args.shape.channels; ++c) {
         result.finite &= std::isfinite(LoadElement(row, c, args.shape.dtype));
@@ -27,8 +26,7 @@ void RawDecodeReference(const DecodeArgs& args) {
   for (size_t h = args.head_begin; h < args.head_end; ++h) {
     for (size_t t = 0; t < args.shape.tokens; ++t) {
       const std::byte* encoded = args.encoded.data() + (h * args.shape.tokens + t) * row_bytes;
-      std::byte* row = args.target + static_cast<ptrdiff_t>(t) * args.token_stride +
-                       static_cast<ptrdiff_t>(h - args.head_begin) * args.head_stride;
+      std::byte* row = TargetRow(args, t, h);
       if (args.dtype == args.shape.dtype) {
         std::memcpy(row, encoded, row_bytes);
         continue;

@@ -127,7 +127,8 @@ TEST_F(BlockFormatTest, RefusesEachFieldThatLiesAndNamesIt) {
       {"channels", first + 8, 25, 2},
       {"channels", first + 8, 8200, 2},
       {"length", first + 8, 32, 2},
-      {"reserved", first + 10, 1, 2},
+      {"strong_channels", first + 10, 1, 1},
+      {"reserved", first + 11, 1, 1},
       {"offset", first + 12, 0, 4},
       {"offset", first + 12, 0xfffffff0, 4},
       {"offset", second + 12, 192, 4},  // Inside the first plane.

@@ -66,6 +66,14 @@ Encoded EncodeOn(CodecPath path, const Plane& plane, const PlaneCodec& codec) {
   return EncodeWith([path](const EncodeArgs& args) { return EncodePlaneOn(path, args); }, plane, codec);
 }
 
+std::vector<PlaneCodec> CodecsFor(const PlaneShape& shape) {
+  std::vector<PlaneCodec> codecs;
+  for (const PlaneCodec& codec : kPlaneCodecs) {
+    if (ValidatePlaneCodec(codec, shape.channels).ok()) codecs.push_back(codec);
+  }
+  return codecs;
+}
+
 Plane Decode(const std::vector<std::byte>& encoded, const PlaneShape& shape, const PlaneCodec& codec, Dtype dtype) {
   PlaneShape target_shape = shape;
   target_shape.dtype = dtype;

@@ -42,11 +42,19 @@ Encoded Encode(const Plane& plane, const PlaneCodec& codec);
 Encoded EncodeReference(const Plane& plane, const PlaneCodec& codec);
 Encoded EncodeOn(CodecPath path, const Plane& plane, const PlaneCodec& codec);
 
+// Those of kPlaneCodecs that planes of this shape can have.
+std::vector<PlaneCodec> CodecsFor(const PlaneShape& shape);
+
 // Decodes all heads.
 Plane Decode(const std::vector<std::byte>& encoded, const PlaneShape& shape, const PlaneCodec& codec, Dtype dtype);
 
 inline constexpr PlaneCodec kRawCodec = {.id = CodecId::kRaw};
 constexpr PlaneCodec Nqkv4(uint16_t scale_group) { return {.id = CodecId::kNqkv4, .scale_group = scale_group}; }
+constexpr PlaneCodec Nqkv4h(uint16_t scale_group, uint8_t strong_channels = 0) {
+  return {.id = CodecId::kNqkv4h, .scale_group = scale_group, .strong_channels = strong_channels};
+}
+inline constexpr PlaneCodec kQ8Channel = {.id = CodecId::kQ8, .scale_group = 0};
+inline constexpr PlaneCodec kQ8Token = {.id = CodecId::kQ8, .scale_group = 128};
 inline constexpr PlaneCodec kRowCodec = {.id = CodecId::kNqkv4, .scale_group = 256, .layout = PlaneLayout::kRow};
 
 }  // namespace nqkv
