@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t kScopeBytesMax = 32;
 constexpr uint64_t kTokenStartMax = (uint64_t{1} << 48) - 1;
-// A reader holds a pin for milliseconds.
+// A reader holds a pin for milliseconds, a writer a reservation.
 constexpr absl::Duration kRetryDelay = absl::Milliseconds(50);
 
 absl::Status CheckBegin(const v1::PutBegin& begin) {
@@ -36,19 +36,16 @@ Provenance ProvenanceFromProto(v1::Provenance provenance) {
   return provenance == v1::PROVENANCE_UNSPECIFIED ? Provenance::kOriginal : static_cast<Provenance>(provenance);
 }
 
-absl::StatusOr<Reservation> Reserve(const CallEnvironment& environment, const BlockKey& key, const PartRange& range,
-                                    uint64_t bytes) {
-  absl::StatusOr<Reservation> reservation = environment.store->Reserve(key, range, bytes);
-  if (reservation.ok() || !absl::IsResourceExhausted(reservation.status())) return reservation;
-  environment.metrics->RecordRejection(Rejection::kStoreFull);
-  // Waiting does not help a block that is larger than the store.
-  if (bytes > environment.store->Stats().capacity_bytes) return reservation;
-  return WithRetry(reservation.status(), kRetryDelay);
+absl::Status CheckSize(const BlockStore& store, uint64_t bytes) {
+  if (bytes <= store.part_bytes_max()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("the block takes ", bytes, " bytes, more than the ",
+                                                   store.part_bytes_max(),
+                                                   " that the store can ever hold in one piece (--host_bytes)"));
 }
 
 }  // namespace
 
-absl::StatusOr<BlockWriter> BlockWriter::Begin(const CallEnvironment& environment, ByteBudget* scratch_budget,
+absl::StatusOr<BlockWriter> BlockWriter::Begin(const CallEnvironment& environment, const Caller& caller,
                                                const Cache& cache, const Shard& shard, const v1::PutBegin& begin) {
   NQKV_RETURN_IF_ERROR(CheckBegin(begin));
   NQKV_ASSIGN_OR_RETURN(const CacheGroup* group, cache.FindGroup(begin.layer_group(), "begin.layer_group"));
@@ -63,8 +60,8 @@ absl::StatusOr<BlockWriter> BlockWriter::Begin(const CallEnvironment& environmen
   }
   NQKV_ASSIGN_OR_RETURN(const BlockKey key,
                         BlockKey::Create(cache.tenant().id, cache.id(), group->layout.id, begin.key()));
-  NQKV_ASSIGN_OR_RETURN(Reservation reservation,
-                        Reserve(environment, key, range, group->plan->EncodedBytesTypical(range)));
+  NQKV_RETURN_IF_ERROR(CheckSize(*environment.store, group->plan->EncodedBytesTypical(range)));
+  NQKV_RETURN_IF_ERROR(environment.store->CheckRoom(key, range));
   const BlockHeader header = {.fingerprint = ToFingerprint(cache.fingerprint()),
                               .layer_group = group->layout.id,
                               .tokens = group->layout.block_tokens,
@@ -75,20 +72,18 @@ absl::StatusOr<BlockWriter> BlockWriter::Begin(const CallEnvironment& environmen
                               .token_start = begin.token_start()};
   PartInfo info = {
       .raw_bytes = raw_bytes, .scope = begin.scope(), .provenance = static_cast<uint8_t>(header.provenance)};
-  return BlockWriter(environment, scratch_budget, cache, *group, key, header, std::move(reservation), std::move(info));
+  return BlockWriter(environment, caller, cache, *group, key, header, std::move(info));
 }
 
-BlockWriter::BlockWriter(const CallEnvironment& environment, ByteBudget* scratch_budget, const Cache& cache,
-                         const CacheGroup& group, const BlockKey& key, const BlockHeader& header,
-                         Reservation reservation, PartInfo info)
+BlockWriter::BlockWriter(const CallEnvironment& environment, const Caller& caller, const Cache& cache,
+                         const CacheGroup& group, const BlockKey& key, const BlockHeader& header, PartInfo info)
     : environment_(&environment),
-      scratch_budget_(scratch_budget),
+      caller_(&caller),
       cache_(&cache),
       group_(&group),
       key_(key),
       range_(header.range),
       info_(std::move(info)),
-      reservation_(std::move(reservation)),
       encoder_(std::make_unique<BlockEncoder>(group.plan.get(), header)),
       bytes_missing_(info_.raw_bytes) {}
 
@@ -112,7 +107,7 @@ absl::Status BlockWriter::Write(std::span<const std::byte> bytes) {
 absl::Status BlockWriter::FillScratch(std::span<const std::byte>* bytes, size_t plane_bytes) {
   if (scratch_lease_.bytes() < plane_bytes) {
     scratch_lease_.Reset();
-    absl::StatusOr<ByteBudget::Lease> lease = scratch_budget_->Acquire(plane_bytes);
+    absl::StatusOr<ByteBudget::Lease> lease = caller_->payload->Acquire(plane_bytes);
     scratch_refused_ = !lease.ok();
     if (!lease.ok()) return lease.status();
     scratch_lease_ = *std::move(lease);
@@ -126,6 +121,9 @@ absl::Status BlockWriter::FillScratch(std::span<const std::byte>* bytes, size_t 
 }
 
 absl::Status BlockWriter::EncodePlane(const std::byte* source) {
+  if (!reservation_.valid()) {
+    NQKV_ASSIGN_OR_RETURN(reservation_, Reserve(group_->plan->EncodedBytesTypical(range_)));
+  }
   const PlaneShape shape = encoder_->next_shape();
   const ptrdiff_t head_stride = static_cast<ptrdiff_t>(shape.channels * DtypeBytes(shape.dtype));
   const ptrdiff_t token_stride = head_stride * shape.heads;
@@ -141,12 +139,36 @@ absl::Status BlockWriter::EncodePlane(const std::byte* source) {
   return absl::OkStatus();
 }
 
+// Takes the bytes from what the caller may have reserved, then from the store. A block that is larger than all that a
+// caller may have reserved takes all of it, so that it is written when nothing else is.
+absl::StatusOr<Reservation> BlockWriter::Reserve(uint64_t bytes) {
+  NQKV_RETURN_IF_ERROR(CheckSize(*environment_->store, bytes));
+  reserved_lease_.Reset();
+  std::optional<ByteBudget::Lease> lease =
+      caller_->reserved->TryAcquire(std::min(bytes, caller_->reserved->lease_bytes_max()));
+  if (!lease.has_value()) {
+    environment_->metrics->RecordRejection(Rejection::kBytesReserved);
+    return WithRetry(
+        absl::ResourceExhaustedError(absl::StrCat("too many bytes are reserved for blocks that are not whole: ", bytes,
+                                                  " more do not fit beside what is held of ",
+                                                  caller_->reserved->limit_bytes(), " (--reserved_bytes_max)")),
+        kRetryDelay);
+  }
+  reserved_lease_ = *std::move(lease);
+  absl::StatusOr<Reservation> reservation = environment_->store->Reserve(key_, range_, bytes);
+  if (reservation.ok() || !absl::IsResourceExhausted(reservation.status())) return reservation;
+  NQKV_RETURN_IF_ERROR(environment_->store->CheckRoom(key_, range_));  // Waiting does not help against too many parts.
+  environment_->metrics->RecordRejection(Rejection::kStoreFull);
+  return WithRetry(absl::ResourceExhaustedError(absl::StrCat("the store is full: ", reservation.status().message())),
+                   kRetryDelay);
+}
+
 // A plane needed more than what memory made of it: at most a few times a block, since each step doubles.
 absl::Status BlockWriter::Grow() {
   const uint64_t doubled = 2 * reservation_.bytes().size();
   const uint64_t most = group_->plan->EncodedBytesMax(range_);
   const uint64_t bytes = std::max<uint64_t>(encoder_->bytes_needed(), std::min(doubled, most));
-  NQKV_ASSIGN_OR_RETURN(Reservation larger, Reserve(*environment_, key_, range_, bytes));
+  NQKV_ASSIGN_OR_RETURN(Reservation larger, Reserve(bytes));
   std::memcpy(larger.bytes().data(), reservation_.bytes().data(), encoder_->bytes_used());
   reservation_ = std::move(larger);
   return absl::OkStatus();

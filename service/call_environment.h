@@ -7,6 +7,7 @@
 #include "service/cache_registry.h"
 #include "service/call_gate.h"
 #include "service/call_timer.h"
+#include "service/callers.h"
 #include "service/metrics.h"
 #include "service/options.h"
 #include "service/tenants.h"
@@ -18,7 +19,8 @@ namespace nqkv {
 struct CallEnvironment {
   BlockStore* store = nullptr;
   CacheRegistry* caches = nullptr;
-  std::shared_ptr<ByteBudget> budget;
+  std::shared_ptr<ByteBudget> budget;  // Of payload in flight, over all callers.
+  Callers* callers = nullptr;
   WorkerPool* workers = nullptr;
   CallGate* gate = nullptr;
   CallTimer* timer = nullptr;

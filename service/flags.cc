@@ -38,7 +38,12 @@ ABSL_FLAG(std::string, backend, nqkv::Options().backend, "auto, cpu or cuda. cud
 ABSL_FLAG(uint32_t, codec_threads, nqkv::Options().codec_threads, "Threads that encode and decode. 0: one a core.");
 ABSL_FLAG(uint32_t, codec_queue_max, nqkv::Options().codec_queue_max, "Calls that may wait for such a thread.");
 ABSL_FLAG(nqkv::ByteSize, in_flight_bytes, nqkv::ByteSize{nqkv::Options().in_flight_bytes},
-          "Payload that all calls together may hold outside the memory for blocks.");
+          "Payload that all calls together may hold outside the memory for blocks. The calls of one connection hold at "
+          "most what they leave free for others: a half when there are no others.");
+ABSL_FLAG(
+    nqkv::ByteSize, reserved_bytes_max, nqkv::ByteSize(),
+    "Memory for blocks that may be reserved for blocks that have not come whole; what more is asked for is refused "
+    "until some are. 0: a quarter of it.");
 ABSL_FLAG(nqkv::ByteSize, max_message_bytes, nqkv::ByteSize{nqkv::ServiceLimits().message_bytes_max},
           "Largest message, either way.");
 ABSL_FLAG(nqkv::ByteSize, max_block_raw_bytes, nqkv::ByteSize{nqkv::ServiceLimits().block_raw_bytes_max},
@@ -51,8 +56,9 @@ ABSL_FLAG(uint32_t, put_open_blocks_max, nqkv::ServiceLimits().put_open_blocks_m
 ABSL_FLAG(uint32_t, caches_max, nqkv::ServiceLimits().caches_max, "Open caches.");
 ABSL_FLAG(uint32_t, shards_max, nqkv::ServiceLimits().shards_max, "Shards of one cache.");
 ABSL_FLAG(double, max_read_seconds, nqkv::ServiceLimits().read_seconds_max, "A Get that takes longer is cancelled.");
-ABSL_FLAG(double, max_put_idle_seconds, nqkv::ServiceLimits().put_idle_seconds_max,
-          "A Put stream with open blocks that sends nothing for longer is ended.");
+ABSL_FLAG(
+    double, max_put_idle_seconds, nqkv::ServiceLimits().put_idle_seconds_max,
+    "A Put stream that makes no progress for longer is ended: no 64 KiB of payload, no block or answer that ends.");
 ABSL_FLAG(double, drain_seconds, nqkv::Options().drain_seconds,
           "What calls in flight may take to end after SIGTERM or SIGINT.");
 ABSL_FLAG(std::string, log_level, nqkv::Options().log_level, "debug, info, warning or error.");
@@ -113,6 +119,7 @@ Options FromFlags() {
   options.codec_threads = absl::GetFlag(FLAGS_codec_threads);
   options.codec_queue_max = absl::GetFlag(FLAGS_codec_queue_max);
   options.in_flight_bytes = absl::GetFlag(FLAGS_in_flight_bytes).bytes;
+  options.reserved_bytes_max = absl::GetFlag(FLAGS_reserved_bytes_max).bytes;
   options.limits.message_bytes_max = absl::GetFlag(FLAGS_max_message_bytes).bytes;
   options.limits.block_raw_bytes_max = absl::GetFlag(FLAGS_max_block_raw_bytes).bytes;
   options.limits.lookup_keys_max = absl::GetFlag(FLAGS_lookup_keys_max);

@@ -10,8 +10,6 @@
 namespace nqkv {
 namespace {
 
-// One message being filled, one ready, one in the transport.
-constexpr uint64_t kMessagesHeld = 3;
 constexpr absl::Duration kRetryDelay = absl::Milliseconds(100);
 
 }  // namespace
@@ -19,9 +17,10 @@ constexpr absl::Duration kRetryDelay = absl::Milliseconds(100);
 GetCall::GetCall(const CallEnvironment* environment, Transport* transport)
     : environment_(environment), start_(absl::Now()), transport_(transport) {}
 
-void GetCall::Start(const Tenant& tenant, const v1::GetRequest& request) {
+void GetCall::Start(Caller caller, const v1::GetRequest& request) {
   MutexLock lock(&mutex_);
-  const absl::Status status = Prepare(tenant, request);
+  caller_ = std::move(caller);
+  const absl::Status status = Prepare(request);
   if (!status.ok()) return Finish(status);
   const absl::Time due = start_ + absl::Seconds(environment_->limits.read_seconds_max);
   too_long_ = environment_->timer->Schedule(due, [weak = weak_from_this()] {
@@ -35,15 +34,25 @@ void GetCall::Refuse(const absl::Status& status) {
   Finish(status);
 }
 
-absl::Status GetCall::Prepare(const Tenant& tenant, const v1::GetRequest& request) {
-  NQKV_ASSIGN_OR_RETURN(stream_, GetStream::Open(environment_, tenant, request));
-  absl::StatusOr<ByteBudget::Lease> lease = environment_->budget->Acquire(kMessagesHeld * stream_->buffer_bytes_max());
+absl::Status GetCall::Prepare(const v1::GetRequest& request) {
+  NQKV_ASSIGN_OR_RETURN(stream_, GetStream::Open(environment_, caller_.tenant, request));
+  absl::StatusOr<ByteBudget::Lease> lease = caller_.payload->Acquire(stream_->buffer_bytes_max());
   if (!lease.ok()) {
     environment_->metrics->RecordRejection(Rejection::kBytesInFlight);
     return lease.status();
   }
-  lease_ = std::make_shared<PayloadLease>(PayloadLease{environment_->budget, *std::move(lease)});
+  first_lease_ = std::make_shared<PayloadLease>(PayloadLease{caller_.payload, *std::move(lease)});
   return absl::OkStatus();
+}
+
+std::shared_ptr<PayloadLease> GetCall::LeaseForNext() {
+  const bool is_free = first_lease_.use_count() == 1;
+  if (is_free || !stream_->needs_buffer()) return first_lease_;
+  if (auto lease = caller_.payload->TryAcquire(stream_->buffer_bytes_max())) {
+    return std::make_shared<PayloadLease>(PayloadLease{caller_.payload, *std::move(lease)});
+  }
+  // With no write to wait for, what uses the first lease is on its way out of the transport.
+  return writing_ ? nullptr : first_lease_;
 }
 
 void GetCall::OnWriteDone(bool ok) {
@@ -84,16 +93,22 @@ void GetCall::Advance() {
 }
 
 void GetCall::StartWork() {
+  std::shared_ptr<PayloadLease> lease = LeaseForNext();
+  if (lease == nullptr) return;
   working_ = true;
-  if (environment_->workers->TryPost([self = shared_from_this()] { self->Work(); })) return;
+  if (environment_->workers->TryPost(
+          [self = shared_from_this(), lease = std::move(lease)]() mutable { self->Work(std::move(lease)); })) {
+    return;
+  }
   working_ = false;
   environment_->metrics->RecordRejection(Rejection::kQueueFull);
   status_ = WithRetry(absl::ResourceExhaustedError("too many calls wait for a codec thread"), kRetryDelay);
   Advance();
 }
 
-void GetCall::Work() {
-  absl::StatusOr<OutgoingMessage> message = stream_->Next(lease_);
+void GetCall::Work(std::shared_ptr<PayloadLease> lease) {
+  absl::StatusOr<OutgoingMessage> message = stream_->Next(lease);
+  lease.reset();  // The message's payload holds it, where there is one.
   MutexLock lock(&mutex_);
   working_ = false;
   if (message.ok()) {
@@ -108,7 +123,7 @@ void GetCall::Finish(const absl::Status& status) {
   finished_ = true;
   if (too_long_.has_value()) environment_->timer->Cancel(*too_long_);
   stream_.reset();  // Pins go now, not when the transport lets go of the call.
-  lease_.reset();
+  first_lease_.reset();
   environment_->metrics->RecordRpc(Rpc::kGet, status.code(), absl::Now() - start_);
   std::exchange(transport_, nullptr)->Finish(status);
 }

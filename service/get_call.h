@@ -15,9 +15,9 @@
 
 namespace nqkv {
 
-// Thread-safe. Decodes one message ahead of the one that is written. What its messages may hold is taken from the
-// budget before the first, so a call that has begun never ends for want of it; it is given back when the last message
-// is gone.
+// Thread-safe. Decodes one message ahead of the one that is written, where the budget lets it. What one message may
+// hold is taken from the budget before the first and kept, so a call that has begun never ends for want of it; what the
+// message ahead holds is taken when it is decoded. All is given back when the messages are gone.
 class GetCall : public std::enable_shared_from_this<GetCall> {
  public:
   // Called with the call's lock held: none of these may call back into the call before it has returned.
@@ -32,7 +32,7 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   // `environment` and, until Finish, `transport` must outlive the call.
   GetCall(const CallEnvironment* environment, Transport* transport);
 
-  void Start(const Tenant& tenant, const v1::GetRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Start(Caller caller, const v1::GetRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends a call that has not been started.
   void Refuse(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnWriteDone(bool ok) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -40,8 +40,10 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   void OnCancel() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  absl::Status Prepare(const Tenant& tenant, const v1::GetRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Work() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Prepare(const v1::GetRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // For the next message; null when it must wait for the one that is being written.
+  std::shared_ptr<PayloadLease> LeaseForNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Work(std::shared_ptr<PayloadLease> lease) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnTooLong() ABSL_LOCKS_EXCLUDED(mutex_);
   // Starts whatever can be started.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -52,8 +54,9 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   const absl::Time start_;
   mutable Mutex mutex_;
   Transport* transport_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<GetStream> stream_;    // The worker's while `working_`, else guarded by `mutex_`.
-  std::shared_ptr<PayloadLease> lease_;  // Likewise.
+  std::unique_ptr<GetStream> stream_;  // The worker's while `working_`, else guarded by `mutex_`.
+  Caller caller_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<PayloadLease> first_lease_ ABSL_GUARDED_BY(mutex_);
   std::optional<OutgoingMessage> ready_ ABSL_GUARDED_BY(mutex_);
   std::optional<CallTimer::Ticket> too_long_ ABSL_GUARDED_BY(mutex_);
   absl::Status status_ ABSL_GUARDED_BY(mutex_);  // Not OK: how the call will end.

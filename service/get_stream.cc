@@ -92,6 +92,11 @@ uint64_t GetStream::PlaneBytes(size_t plane) const {
   return shape.raw_bytes();
 }
 
+uint64_t GetStream::buffer_bytes_max() const {
+  if (block_bytes_ <= message_bytes_) return std::min(message_bytes_, keys_.size() * block_bytes_);
+  return std::max(message_bytes_, plane_bytes_max_);
+}
+
 absl::StatusOr<OutgoingMessage> GetStream::Next(const std::shared_ptr<PayloadLease>& lease) {
   Draft draft;
   while (!done() && draft.chunks_bytes < kChunksBytesMax) {

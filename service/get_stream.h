@@ -30,7 +30,9 @@ class GetStream {
                                                          const v1::GetRequest& request);
 
   // Payload memory that one message may hold.
-  uint64_t buffer_bytes_max() const { return std::max(message_bytes_, plane_bytes_max_); }
+  uint64_t buffer_bytes_max() const;
+  // Whether the next message takes memory of its own, and not a piece of what the one before took.
+  bool needs_buffer() const { return !open_.has_value() || open_->plane_buffer == nullptr; }
 
   bool done() const { return next_key_ == keys_.size() && !open_.has_value(); }
 

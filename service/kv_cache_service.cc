@@ -69,8 +69,10 @@ grpc::ServerUnaryReactor* RunUnary(const CallEnvironment* environment, grpc::Cal
 // gRPC's side of a PutCall. Deletes itself when gRPC is done with it.
 class PutReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>, public PutCall::Transport {
  public:
-  PutReactor(const CallEnvironment* environment, const Tenant& tenant)
-      : pass_(environment->gate->Enter()), call_(std::make_shared<PutCall>(environment, this, tenant)) {
+  PutReactor(const CallEnvironment* environment, grpc::CallbackServerContext* context, const Tenant& tenant)
+      : pass_(environment->gate->Enter()),
+        context_(context),
+        call_(std::make_shared<PutCall>(environment, this, environment->callers->Find(tenant, context->peer()))) {
     if (pass_.ok()) {
       call_->Start();
     } else {
@@ -99,8 +101,10 @@ class PutReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
     LogEnd(Rpc::kPut, status);
     grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>::Finish(ToGrpc(status));
   }
+  void Cancel() override { context_->TryCancel(); }
 
   const absl::StatusOr<CallGate::Pass> pass_;  // Goes last: then nothing of the call is left.
+  grpc::CallbackServerContext* const context_;
   const std::shared_ptr<PutCall> call_;
   grpc::ByteBuffer incoming_;
   grpc::ByteBuffer outgoing_;
@@ -116,7 +120,7 @@ class GetReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publ
     if (!pass_.ok()) {
       call_->Refuse(pass_.status());
     } else if (ParseByteBuffer(request, &parsed)) {
-      call_->Start(tenant, parsed);
+      call_->Start(environment->callers->Find(tenant, context->peer()), parsed);
     } else {
       call_->Refuse(absl::InvalidArgumentError("malformed message: not a GetRequest"));
     }
@@ -180,7 +184,7 @@ grpc::ServerUnaryReactor* KvCacheService::Clear(grpc::CallbackServerContext* con
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KvCacheService::Put(grpc::CallbackServerContext* context) {
   LogTrace(*context, Rpc::kPut);
-  return new PutReactor(environment_, tenants_->Resolve());
+  return new PutReactor(environment_, context, tenants_->Resolve());
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* KvCacheService::Get(grpc::CallbackServerContext* context,

@@ -24,8 +24,16 @@ inline constexpr size_t kRpcCount = 6;
 absl::string_view RpcName(Rpc rpc);
 
 // Why a call or a block was turned away though it was well formed.
-enum class Rejection : uint8_t { kBytesInFlight, kQueueFull, kStoreFull, kReadTooLong, kPutIdle };
-inline constexpr size_t kRejectionCount = 5;
+enum class Rejection : uint8_t {
+  kBytesInFlight,
+  kQueueFull,
+  kStoreFull,
+  kReadTooLong,
+  kPutIdle,
+  kBytesReserved,
+  kCalls
+};
+inline constexpr size_t kRejectionCount = 7;
 
 // "OK", "NOT_FOUND": the label `outcome`.
 std::string OutcomeName(absl::StatusCode code);

@@ -39,6 +39,7 @@ absl::Status CheckLimits(const Options& options) {
       CheckRange("message_bytes_best", limits.message_bytes_best, kMiB / 16, limits.message_bytes_max));
   NQKV_RETURN_IF_ERROR(
       CheckRange("in_flight_bytes", options.in_flight_bytes, 2 * limits.message_bytes_max, uint64_t{1} << 50));
+  NQKV_RETURN_IF_ERROR(CheckRange<uint64_t>("reserved_bytes_max", options.reserved_bytes_max, 0, uint64_t{1} << 50));
   NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("lookup_keys_max", limits.lookup_keys_max, 1, 1u << 20));
   NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("get_keys_max", limits.get_keys_max, 1, 1u << 20));
   NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("delete_keys_max", limits.delete_keys_max, 1, 1u << 20));

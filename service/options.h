@@ -21,7 +21,7 @@ struct ServiceLimits {
   uint32_t caches_max = 1'024;
   uint32_t shards_max = 4'096;  // In one cache.
   double read_seconds_max = 30;
-  double put_idle_seconds_max = 30;  // A Put stream with open blocks that sends nothing for longer is cancelled.
+  double put_idle_seconds_max = 30;  // A Put stream that makes no progress for longer is ended.
 };
 
 struct Options {
@@ -33,7 +33,10 @@ struct Options {
   uint32_t codec_threads = 0;                      // 0: one a core.
   uint32_t codec_queue_max = 4'096;                // Calls that may wait for a codec thread.
   uint64_t in_flight_bytes = uint64_t{256} << 20;  // Payload held by all calls together, outside the arena.
-  double drain_seconds = 10;                       // What is in flight at SIGTERM may take so long to end.
+  // Memory of the store for blocks that are not whole yet, over all calls; they may evict so much and no more. 0: a
+  // quarter of the store.
+  uint64_t reserved_bytes_max = 0;
+  double drain_seconds = 10;  // What is in flight at SIGTERM may take so long to end.
   std::string log_level = "info";
   ServiceLimits limits;
 

@@ -1,6 +1,5 @@
 #include "service/put_call.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,20 +11,23 @@ namespace {
 
 // A client that does not read its results stops being read itself.
 constexpr int kResultsMax = 1'024;
+// Payload that counts as progress: a client that sends a byte now and then does not hold its blocks for ever.
+constexpr uint64_t kProgressBytes = uint64_t{64} << 10;
 constexpr absl::Duration kRetryDelay = absl::Milliseconds(100);
 
 }  // namespace
 
-PutCall::PutCall(const CallEnvironment* environment, Transport* transport, const Tenant& tenant)
+PutCall::PutCall(const CallEnvironment* environment, Transport* transport, Caller caller)
     : environment_(environment),
       start_(absl::Now()),
-      budget_(std::max(environment->budget->limit_bytes() / 2, environment->limits.message_bytes_max),
-              environment->budget.get()),
+      caller_(std::move(caller)),
       transport_(transport),
-      stream_(std::in_place, environment, &budget_, tenant) {}
+      stream_(std::in_place, environment, caller_),
+      progress_(start_) {}
 
 void PutCall::Start() {
   MutexLock lock(&mutex_);
+  WatchIdle(progress_ + absl::Seconds(environment_->limits.put_idle_seconds_max));
   Advance();
 }
 
@@ -37,9 +39,8 @@ void PutCall::Refuse(const absl::Status& status) {
 void PutCall::OnMessage(std::unique_ptr<IncomingMessage> message) {
   MutexLock lock(&mutex_);
   reading_ = false;
-  StopWatchingIdle();
   if (!finished_ && status_.ok()) {
-    absl::StatusOr<ByteBudget::Lease> lease = budget_.Acquire(message->bytes());
+    absl::StatusOr<ByteBudget::Lease> lease = caller_.payload->Acquire(message->bytes());
     if (lease.ok()) {
       waiting_ = std::move(message);
       waiting_lease_ = *std::move(lease);
@@ -55,14 +56,17 @@ void PutCall::OnReadsDone() {
   MutexLock lock(&mutex_);
   reading_ = false;
   half_closed_ = true;
-  StopWatchingIdle();
   Advance();
 }
 
 void PutCall::OnWriteDone(bool ok) {
   MutexLock lock(&mutex_);
   writing_ = false;
-  if (!ok) cancelled_ = true;
+  if (ok) {
+    progress_ = absl::Now();
+  } else {
+    cancelled_ = true;
+  }
   Advance();
 }
 
@@ -96,7 +100,6 @@ void PutCall::Advance() {
     transport_->StartRead();
   }
   if (!status_.ok()) return Advance();  // The workers' queue is full.
-  WatchIdle();
 }
 
 void PutCall::StartWork() {
@@ -118,7 +121,7 @@ void PutCall::Work(std::unique_ptr<IncomingMessage> message, ByteBudget::Lease l
   lease.Reset();
   MutexLock lock(&mutex_);
   working_ = false;
-  open_blocks_ = stream_->open_blocks();
+  NoteProgress();
   results_.MergeFrom(results);
   if (status_.ok()) status_ = status;
   if (absl::IsResourceExhausted(status)) environment_->metrics->RecordRejection(Rejection::kBytesInFlight);
@@ -131,35 +134,51 @@ void PutCall::StartWrite() {
   results_.Clear();
 }
 
-void PutCall::WatchIdle() {
-  if (idle_.has_value() || !reading_ || working_ || open_blocks_ == 0) return;
-  const absl::Time due = absl::Now() + absl::Seconds(environment_->limits.put_idle_seconds_max);
+void PutCall::NoteProgress() {
+  open_blocks_ = stream_->open_blocks();
+  if (stream_->payload_bytes() < progress_bytes_ + kProgressBytes && stream_->ended_blocks() == progress_blocks_)
+    return;
+  progress_ = absl::Now();
+  progress_bytes_ = stream_->payload_bytes();
+  progress_blocks_ = stream_->ended_blocks();
+}
+
+void PutCall::WatchIdle(absl::Time due) {
   idle_ = environment_->timer->Schedule(due, [weak = weak_from_this()] {
-    if (const std::shared_ptr<PutCall> call = weak.lock()) call->OnIdle();
+    if (const std::shared_ptr<PutCall> call = weak.lock()) call->OnIdleDue();
   });
 }
 
-void PutCall::StopWatchingIdle() {
-  if (idle_.has_value()) environment_->timer->Cancel(*idle_);
-  idle_.reset();
+// One timer that is set again when it was early, rather than one for each message.
+void PutCall::OnIdleDue() {
+  MutexLock lock(&mutex_);
+  if (finished_) return;
+  const absl::Time now = absl::Now();
+  const absl::Duration idle_max = absl::Seconds(environment_->limits.put_idle_seconds_max);
+  const absl::Time due = progress_ + idle_max;
+  if (working_) return WatchIdle(now + idle_max);  // The server's own slowness is not the client's.
+  if (now < due) return WatchIdle(due);
+  EndIdle();
 }
 
-void PutCall::OnIdle() {
-  MutexLock lock(&mutex_);
-  if (finished_ || !idle_.has_value() || absl::Now() < idle_->first) return;
+void PutCall::EndIdle() {
   idle_.reset();
-  if (!reading_ || working_ || open_blocks_ == 0) return;
   environment_->metrics->RecordRejection(Rejection::kPutIdle);
   if (status_.ok()) {
-    status_ = absl::DeadlineExceededError(absl::StrCat("nothing came for ", environment_->limits.put_idle_seconds_max,
-                                                       " s while ", open_blocks_, " blocks were open"));
+    status_ = absl::DeadlineExceededError(absl::StrCat("no progress for ", environment_->limits.put_idle_seconds_max,
+                                                       " s (--max_put_idle_seconds) while ", open_blocks_,
+                                                       " blocks were open"));
+  }
+  if (writing_) {  // The client does not read: nothing else ends the write.
+    cancelled_ = true;
+    transport_->Cancel();
   }
   Advance();
 }
 
 void PutCall::Finish(const absl::Status& status) {
   finished_ = true;
-  StopWatchingIdle();
+  if (idle_.has_value()) environment_->timer->Cancel(*idle_);
   waiting_.reset();
   waiting_lease_.Reset();
   stream_.reset();  // Open blocks go now, not when the transport lets go of the call.

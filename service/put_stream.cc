@@ -45,14 +45,15 @@ absl::Status CheckChunkBytes(const PutMessage& message) {
 
 }  // namespace
 
-PutStream::PutStream(const CallEnvironment* environment, ByteBudget* call_budget, Tenant tenant)
-    : environment_(environment), call_budget_(call_budget), tenant_(std::move(tenant)) {}
+PutStream::PutStream(const CallEnvironment* environment, Caller caller)
+    : environment_(environment), caller_(std::move(caller)) {}
 
 absl::Status PutStream::Take(const IncomingMessage& incoming, v1::PutResponse* response) {
   NQKV_ASSIGN_OR_RETURN(PutMessage message, ParsePutMessage(incoming.pieces()));
   NQKV_RETURN_IF_ERROR(CheckRequest(message.fields));
   NQKV_RETURN_IF_ERROR(Open(message.fields));
   NQKV_RETURN_IF_ERROR(CheckChunkBytes(message));
+  payload_bytes_ += message.payload_bytes;
   size_t piece = 0;
   for (const v1::PutChunk& chunk : message.fields.chunks()) {
     if (chunk.has_begin()) NQKV_RETURN_IF_ERROR(BeginBlock(chunk, response));
@@ -68,7 +69,7 @@ absl::Status PutStream::Take(const IncomingMessage& incoming, v1::PutResponse* r
 
 absl::Status PutStream::Open(const v1::PutRequest& fields) {
   if (cache_ == nullptr) {
-    NQKV_ASSIGN_OR_RETURN(cache_, environment_->caches->Find(tenant_, fields.cache_id()));
+    NQKV_ASSIGN_OR_RETURN(cache_, environment_->caches->Find(caller_.tenant, fields.cache_id()));
     NQKV_ASSIGN_OR_RETURN(shard_, cache_->FindShard(fields.shard_id()));
     cache_id_ = fields.cache_id();
     shard_id_ = fields.shard_id();
@@ -91,7 +92,7 @@ absl::Status PutStream::BeginBlock(const v1::PutChunk& chunk, v1::PutResponse* r
     return FieldError("chunks.begin",
                       absl::StrCat("more than ", environment_->limits.put_open_blocks_max, " open blocks"));
   }
-  absl::StatusOr<BlockWriter> writer = BlockWriter::Begin(*environment_, call_budget_, *cache_, *shard_, chunk.begin());
+  absl::StatusOr<BlockWriter> writer = BlockWriter::Begin(*environment_, caller_, *cache_, *shard_, chunk.begin());
   if (writer.ok()) {
     writers_.emplace(block, *std::move(writer));
     return absl::OkStatus();
@@ -136,6 +137,7 @@ void PutStream::SkipChunk(uint32_t block, uint64_t bytes) {
 
 void PutStream::EndBlock(uint32_t block, const absl::Status& status, v1::BlockPutResult* result) {
   CacheMetrics& metrics = cache_->metrics();
+  ++ended_blocks_;
   result->set_block(block);
   if (absl::IsAlreadyExists(status)) {
     result->set_outcome(v1::PUT_OUTCOME_ALREADY_PRESENT);

@@ -12,6 +12,7 @@
 #include "service/cache_registry.h"
 #include "service/call_environment.h"
 #include "service/call_message.h"
+#include "service/callers.h"
 #include "service/put_message.h"
 
 namespace nqkv {
@@ -19,8 +20,8 @@ namespace nqkv {
 // Not thread-safe: one message at a time. Dropping it drops the blocks that are not whole.
 class PutStream {
  public:
-  // Both must outlive the stream.
-  PutStream(const CallEnvironment* environment, ByteBudget* call_budget, Tenant tenant);
+  // `environment` must outlive the stream.
+  PutStream(const CallEnvironment* environment, Caller caller);
 
   // Takes in one message and adds the results of the blocks that ended to `response`. The message's bytes are not used
   // afterwards. An error is the call's; results that were added stand.
@@ -29,24 +30,27 @@ class PutStream {
   // The client has sent all: blocks that are not whole end with INVALID_ARGUMENT.
   void End(v1::PutResponse* response);
 
+  // Payload that came and blocks that ended, so far.
+  uint64_t payload_bytes() const { return payload_bytes_; }
+  uint64_t ended_blocks() const { return ended_blocks_; }
   // Blocks that wait for bytes.
   size_t open_blocks() const { return writers_.size(); }
 
  private:
   absl::Status Open(const v1::PutRequest& fields);
-  absl::Status TakeChunk(const v1::PutChunk& chunk, PutMessage* message, v1::PutResponse* response);
   absl::Status BeginBlock(const v1::PutChunk& chunk, v1::PutResponse* response);
   absl::Status WriteChunk(uint32_t block, std::span<const std::span<const std::byte>> bytes, v1::PutResponse* response);
   void SkipChunk(uint32_t block, uint64_t bytes);
   void EndBlock(uint32_t block, const absl::Status& status, v1::BlockPutResult* result);
 
   const CallEnvironment* environment_;
-  ByteBudget* call_budget_;
-  const Tenant tenant_;
+  const Caller caller_;
   std::shared_ptr<Cache> cache_;
   uint64_t cache_id_ = 0;
   uint32_t shard_id_ = 0;
   const Shard* shard_ = nullptr;
+  uint64_t payload_bytes_ = 0;
+  uint64_t ended_blocks_ = 0;
   absl::flat_hash_map<uint32_t, BlockWriter> writers_;
   absl::flat_hash_map<uint32_t, uint64_t> skipping_;  // Blocks that have a result: bytes that are still to come.
 };

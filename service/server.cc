@@ -123,15 +123,19 @@ class ServerImpl final : public Server {
     const uint64_t capacity = store_->Stats().capacity_bytes;
     ServiceLimits& limits = options_.limits;
     limits.block_raw_bytes_max = std::min(limits.block_raw_bytes_max, capacity);
+    if (options_.reserved_bytes_max == 0) options_.reserved_bytes_max = capacity / 4;
     const CacheRegistry::Bounds bounds = {.spec = {.block_raw_bytes_max = limits.block_raw_bytes_max,
                                                    .plane_raw_bytes_max = options_.in_flight_bytes / 4},
                                           .caches_max = limits.caches_max,
                                           .shards_max = limits.shards_max};
     caches_ = std::make_unique<CacheRegistry>(bounds, &metrics_);
     workers_ = std::make_unique<WorkerPool>(options_.codec_threads, options_.codec_queue_max);
+    const auto budget = std::make_shared<ByteBudget>(options_.in_flight_bytes);
+    callers_ = std::make_unique<Callers>(budget, std::make_shared<ByteBudget>(options_.reserved_bytes_max));
     environment_ = {.store = store_.get(),
                     .caches = caches_.get(),
-                    .budget = std::make_shared<ByteBudget>(options_.in_flight_bytes),
+                    .budget = budget,
+                    .callers = callers_.get(),
                     .workers = workers_.get(),
                     .gate = &gate_,
                     .timer = &timer_,
@@ -216,6 +220,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<CacheRegistry> caches_;
   CallGate gate_;
   CallTimer timer_;
+  std::unique_ptr<Callers> callers_;
   CallEnvironment environment_;
   std::unique_ptr<WorkerPool> workers_;
   RpcHeartbeat heartbeat_;

@@ -284,6 +284,12 @@ absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(const StorageOpti
 BlockStore::BlockStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 BlockStore::~BlockStore() = default;
 
+absl::Status BlockStore::CheckRoom(const BlockKey& key, const PartRange& range) const {
+  return impl_->index().CheckRoom(key, range);
+}
+
+uint64_t BlockStore::part_bytes_max() const { return impl_->pool().slot_bytes_max(); }
+
 absl::StatusOr<Reservation> BlockStore::Reserve(const BlockKey& key, const PartRange& range, uint64_t bytes) {
   if (range.empty()) return absl::InvalidArgumentError("the range is empty");
   if (bytes == 0) return absl::InvalidArgumentError("0 bytes");

@@ -44,6 +44,15 @@ class BlockStore {
   static absl::StatusOr<std::unique_ptr<BlockStore>> Create(const StorageOptions& options);
   ~BlockStore();
 
+  // Whether a part of this range may be added to the block, as far as one can know without reserving.
+  //
+  // Errors:
+  //   ALREADY_EXISTS      the committed parts cover the range.
+  //   RESOURCE_EXHAUSTED  the block has too many parts: only a delete or an eviction changes that.
+  absl::Status CheckRoom(const BlockKey& key, const PartRange& range) const;
+  // The largest part that an empty store can hold.
+  uint64_t part_bytes_max() const;
+
   // Memory for a part that is about to be encoded: at least `bytes` bytes, all of the slot; its content is unspecified.
   // Evicts if it must. The range is what will be committed. Neither a second reservation of a range nor a commit of it
   // by somebody else is an error.

@@ -211,7 +211,10 @@ TEST_F(RpcTest, AMessageOverTheLimitEndsItsCallAndNothingElse) {
   Start();
   const v1::OpenCacheResponse cache = Open();
   v1::PutRequest request = PutMessageOf(cache.cache_id(), 0, {{"k", std::string((8 << 20) + 1, 'x')}});
-  EXPECT_EQ(Put(request).code(), absl::StatusCode::kResourceExhausted);
+  const absl::Status status = Put(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("larger than max (", request.ByteSizeLong())));
+  EXPECT_EQ(RetryDelay(status), absl::ZeroDuration());
   ExpectNothingHeld(0);
   ExpectStillServing(cache);
 }
@@ -275,6 +278,50 @@ TEST_F(RpcTest, AReaderThatDoesNotReadIsCancelledAndItsBytesComeBack) {
   }
   EXPECT_FALSE(stream->Finish().ok());
   ExpectStillServing(Open("other"));
+}
+
+TEST_F(RpcTest, ManyReadersThatDoNotReadStarveNoOtherConnection) {
+  Start();
+  shape_ = {.layers = 8, .heads = 8, .channels = 128, .block_tokens = 64};  // 2 MiB.
+  group_ = ModelLayout(shape_);
+  const v1::OpenCacheResponse cache = Open();
+  PutBlocks(cache, 8);
+  const uint64_t used_bytes = Stats().used_bytes();
+  v1::GetRequest request = GetRequestOf(cache, 8);
+  request.set_dtype(v1::DTYPE_FLOAT32);  // 32 MiB: more than any window or buffer on the way.
+  {
+    std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+    std::vector<std::unique_ptr<grpc::ClientReader<v1::GetResponse>>> stuck;
+    for (int i = 0; i < 120; ++i) {
+      contexts.push_back(std::make_unique<grpc::ClientContext>());
+      stuck.push_back(stub_->Get(contexts.back().get(), request));
+    }
+    while (Stats().rejected_total() == 0) {  // Until they hold all that they can get.
+    }
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(-1);
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    const auto other = v1::KvCache::NewStub(
+        grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments));
+    for (int round = 0; round < 5; ++round) {
+      grpc::ClientContext context;
+      const auto stream = other->Get(&context, GetRequestOf(cache, 8));
+      v1::GetResponse response;
+      uint64_t bytes = 0;
+      while (stream->Read(&response)) bytes += response.payload().size();
+      const absl::Status status = FromGrpc(stream->Finish());
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_EQ(bytes, 8 * RawBytes(group_, WholeRange(group_)));
+    }
+    for (const auto& context : contexts) context->TryCancel();
+    v1::GetResponse response;
+    for (const auto& stream : stuck) {
+      while (stream->Read(&response)) {
+      }
+      EXPECT_FALSE(stream->Finish().ok());
+    }
+  }
+  ExpectNothingHeld(used_bytes);
 }
 
 TEST_F(RpcTest, ADeadlineEndsACall) {
@@ -362,8 +409,8 @@ TEST_F(RpcTest, DrainingCancelsWhatDoesNotEndInItsGrace) {
   grpc::ClientContext context;
   const auto stream = stub_->Put(&context);
   v1::PutRequest begin = PutMessageOf(cache.cache_id(), 0, {{"k", RawBlock(group_, 1)}});
-  begin.clear_payload();
-  begin.mutable_chunks(0)->set_bytes(0);
+  begin.mutable_payload()->resize(50'000);
+  begin.mutable_chunks(0)->set_bytes(50'000);
   ASSERT_TRUE(stream->Write(begin));
   while (Stats().used_bytes() == 0) {
   }

@@ -44,6 +44,7 @@ struct Service {
       {.spec = {.block_raw_bytes_max = 1 << 20, .plane_raw_bytes_max = 1 << 20}, .caches_max = 4, .shards_max = 4},
       &metrics};
   CallEnvironment environment;
+  std::shared_ptr<ByteBudget> reserved = std::make_shared<ByteBudget>(uint64_t{1} << 18);
   v1::PutRequest prefix;
 
   Service() {
@@ -73,8 +74,8 @@ struct Service {
 void PutMessages(Service& service, const uint8_t* data, size_t size) {
   const size_t piece_bytes = data[0] % 32 + 1;
   ++data, --size;
-  ByteBudget budget(uint64_t{1} << 20, service.environment.budget.get());
-  PutStream stream(&service.environment, &budget, {});
+  PutStream stream(&service.environment,
+                   {.tenant = {}, .payload = service.environment.budget, .reserved = service.reserved});
   v1::PutResponse response;
   absl::Status status;
   while (size > 0 && status.ok()) {
@@ -99,6 +100,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size < 1) return 0;
   nqkv::PutMessages(service, data, size);
   nqkv::Check(service.environment.budget->used_bytes() == 0);
+  nqkv::Check(service.reserved->used_bytes() == 0);
   nqkv::Check(service.store->Stats().reserved_bytes == 0);
   return 0;
 }

@@ -284,6 +284,11 @@ TEST_F(CacheCallsTest, DeletesAndClearsAndTellsWhatWasThere) {
   ASSERT_TRUE(parts_.calls().Delete(parts_.tenant(), request, &deleted).ok());
   EXPECT_EQ(deleted.deleted_blocks(), 1u);
   EXPECT_GT(deleted.freed_bytes(), 0u);
+  v1::DeleteRequest twice = request;
+  twice.add_keys(KeyOf(1));
+  const absl::Status refused = parts_.calls().Delete(parts_.tenant(), twice, &deleted);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("keys[2]: the same key as keys[0]"));
   request.add_keys("");
   EXPECT_THAT(std::string(parts_.calls().Delete(parts_.tenant(), request, &deleted).message()),
               HasSubstr("keys[2]: 0 bytes"));

@@ -57,9 +57,15 @@ ServiceParts::ServiceParts(FixtureOptions options) {
                                         .shards_max = options.limits.shards_max};
   caches_ = std::make_unique<CacheRegistry>(bounds, &metrics_);
   workers_ = std::make_unique<WorkerPool>(2, options.queue_max);
+  const auto budget = std::make_shared<ByteBudget>(options.in_flight_bytes);
+  const uint64_t quarter = store_->Stats().capacity_bytes / 4;
+  reserved_budget_ =
+      std::make_shared<ByteBudget>(options.reserved_bytes_max == 0 ? quarter : options.reserved_bytes_max);
+  callers_ = std::make_unique<Callers>(budget, reserved_budget_);
   environment_ = {.store = store_.get(),
                   .caches = caches_.get(),
-                  .budget = std::make_shared<ByteBudget>(options.in_flight_bytes),
+                  .budget = budget,
+                  .callers = callers_.get(),
                   .workers = workers_.get(),
                   .gate = &gate_,
                   .timer = &timer_,
@@ -86,21 +92,21 @@ absl::Status ServiceParts::CheckIdle() {
   do {
     const StoreStats stats = store_->Stats();
     held = absl::StrCat("reserved ", stats.reserved_bytes, ", pinned ", stats.pinned_parts, ", in flight ",
-                        environment_.budget->used_bytes());
-    if (held == "reserved 0, pinned 0, in flight 0") return store_->CheckConsistency();
+                        environment_.budget->used_bytes(), ", promised ", reserved_budget_->used_bytes());
+    if (held == "reserved 0, pinned 0, in flight 0, promised 0") return store_->CheckConsistency();
     std::this_thread::yield();
   } while (absl::Now() < deadline);
   return absl::InternalError(held);
 }
 
-FakePut::FakePut(ServiceParts* parts, size_t piece_bytes) : piece_bytes_(piece_bytes) {
-  call_ = std::make_shared<PutCall>(&parts->environment(), this, parts->tenant());
+FakePut::FakePut(ServiceParts* parts, size_t piece_bytes, absl::string_view connection) : piece_bytes_(piece_bytes) {
+  call_ = std::make_shared<PutCall>(&parts->environment(), this, parts->CallerOf(connection));
   call_->Start();
 }
 
 // As gRPC does: the transport goes when the call has finished and its read has ended.
 FakePut::~FakePut() {
-  Cancel();
+  Disconnect();
   Wait().IgnoreError();
 }
 
@@ -116,7 +122,7 @@ void FakePut::HalfClose() {
   Deliver();
 }
 
-void FakePut::Cancel() {
+void FakePut::Disconnect() {
   ReleaseWrites();
   Post(&threads_, [call = call_] { call->OnCancel(); });
   HalfClose();
@@ -133,10 +139,26 @@ void FakePut::ReleaseWrites() {
   if (std::exchange(write_held_, false)) Post(&threads_, [call = call_] { call->OnWriteDone(true); });
 }
 
+// A write that hangs ends at once when its call is cancelled.
+void FakePut::Cancel() {
+  MutexLock lock(&mutex_);
+  if (std::exchange(write_held_, false)) Post(&threads_, [call = call_] { call->OnWriteDone(false); });
+}
+
+void FakePut::WaitUntilTaken() {
+  MutexLock lock(&mutex_);
+  while ((next_ < messages_.size() || !read_pending_) && !status_.has_value()) changed_.wait(mutex_);
+}
+
 absl::Status FakePut::Wait() {
   MutexLock lock(&mutex_);
   while (!status_.has_value()) changed_.wait(mutex_);
   return *status_;
+}
+
+bool FakePut::finished() {
+  MutexLock lock(&mutex_);
+  return status_.has_value();
 }
 
 std::vector<v1::BlockPutResult> FakePut::results() {
@@ -154,6 +176,7 @@ void FakePut::StartRead() {
   MutexLock lock(&mutex_);
   read_pending_ = true;
   Deliver();
+  changed_.notify_all();
 }
 
 void FakePut::Deliver() {
@@ -188,15 +211,15 @@ void FakePut::Finish(const absl::Status& status) {
   changed_.notify_all();
 }
 
-FakeGet::FakeGet(ServiceParts* parts)
-    : tenant_(parts->tenant()), call_(std::make_shared<GetCall>(&parts->environment(), this)) {}
+FakeGet::FakeGet(ServiceParts* parts, absl::string_view connection)
+    : caller_(parts->CallerOf(connection)), call_(std::make_shared<GetCall>(&parts->environment(), this)) {}
 
 FakeGet::~FakeGet() {
   Disconnect();
   Wait().IgnoreError();
 }
 
-void FakeGet::Start(const v1::GetRequest& request) { call_->Start(tenant_, request); }
+void FakeGet::Start(const v1::GetRequest& request) { call_->Start(caller_, request); }
 
 void FakeGet::Disconnect() {
   MutexLock lock(&mutex_);
@@ -224,6 +247,11 @@ absl::Status FakeGet::Wait() {
   MutexLock lock(&mutex_);
   while (!status_.has_value()) changed_.wait(mutex_);
   return *status_;
+}
+
+bool FakeGet::finished() {
+  MutexLock lock(&mutex_);
+  return status_.has_value();
 }
 
 std::vector<GotBlock> FakeGet::blocks() {

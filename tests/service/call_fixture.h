@@ -22,6 +22,7 @@ namespace nqkv {
 struct FixtureOptions {
   uint64_t host_bytes = uint64_t{16} << 20;
   uint64_t in_flight_bytes = uint64_t{64} << 20;
+  uint64_t reserved_bytes_max = 0;  // 0: a quarter of the store.
   size_t queue_max = 1'024;
   ServiceLimits limits;
 };
@@ -35,6 +36,8 @@ class ServiceParts {
   BlockStore& store() { return *store_; }
   Metrics& metrics() { return metrics_; }
   const Tenant& tenant() const { return tenant_; }
+  Caller CallerOf(absl::string_view connection) { return callers_->Find(tenant_, connection); }
+  ByteBudget& reserved_budget() { return *reserved_budget_; }
   CacheCalls calls() const { return CacheCalls(&environment_); }
 
   // Opens a cache of ModelSpec(shape), NQKV4 g64 unless told otherwise.
@@ -52,6 +55,8 @@ class ServiceParts {
   std::unique_ptr<CacheRegistry> caches_;
   CallGate gate_;
   CallTimer timer_;
+  std::shared_ptr<ByteBudget> reserved_budget_;
+  std::unique_ptr<Callers> callers_;
   CallEnvironment environment_;
   std::unique_ptr<WorkerPool> workers_;
 };
@@ -60,27 +65,32 @@ class ServiceParts {
 class FakePut final : public PutCall::Transport {
  public:
   // `piece_bytes` is how the messages are cut up; 0: not at all.
-  FakePut(ServiceParts* parts, size_t piece_bytes = 0);
+  FakePut(ServiceParts* parts, size_t piece_bytes = 0, absl::string_view connection = "client");
   ~FakePut() override;
 
   void Send(const v1::PutRequest& request) { SendBytes(request.SerializeAsString()); }
   void SendBytes(std::string message);
   void HalfClose();
-  void Cancel();
+  // The client goes.
+  void Disconnect();
   // Writes do not end until they are let go.
   void HoldWrites();
   void ReleaseWrites();
 
   // The call's status.
   absl::Status Wait();
+  bool finished();
   std::vector<v1::BlockPutResult> results();
   // Waits until so many have come.
   std::vector<v1::BlockPutResult> WaitForResults(size_t count);
+  // Waits until all that was sent has been taken in.
+  void WaitUntilTaken();
 
  private:
   void StartRead() override;
   void StartWrite(const v1::PutResponse& response) override;
   void Finish(const absl::Status& status) override;
+  void Cancel() override;
   void Deliver() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const size_t piece_bytes_;
@@ -107,7 +117,7 @@ struct GotBlock {
 // A Get stream.
 class FakeGet final : public GetCall::Transport {
  public:
-  explicit FakeGet(ServiceParts* parts);
+  explicit FakeGet(ServiceParts* parts, absl::string_view connection = "client");
   ~FakeGet() override;
 
   void Start(const v1::GetRequest& request);
@@ -119,6 +129,7 @@ class FakeGet final : public GetCall::Transport {
   void WaitForHeldWrite();
 
   absl::Status Wait();
+  bool finished();
   // By index of the key.
   std::vector<GotBlock> blocks();
   size_t message_count();
@@ -131,7 +142,7 @@ class FakeGet final : public GetCall::Transport {
   void Cancel() override;
   void EndHeldWrite(bool ok) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  const Tenant tenant_;
+  const Caller caller_;
   Mutex mutex_;
   std::condition_variable_any changed_;
   bool hold_writes_ ABSL_GUARDED_BY(mutex_) = false;

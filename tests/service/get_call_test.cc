@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -35,6 +36,22 @@ class GetCallTest : public ::testing::Test {
     for (const v1::BlockPutResult& result : PutAll(parts_.get(), cache_, blocks)) {
       ASSERT_EQ(result.outcome(), v1::PUT_OUTCOME_STORED) << result.DebugString();
     }
+  }
+
+  // In messages of two planes, for a small budget.
+  void PutInPieces(int key) {
+    const std::string payload = RawBlock(group_, static_cast<uint32_t>(key));
+    constexpr size_t kPieceBytes = 32 << 10;
+    FakePut put(parts_.get());
+    for (size_t begin = 0; begin < payload.size(); begin += kPieceBytes) {
+      v1::PutRequest message = PutMessageOf(cache_.cache_id(), 0, {{KeyOf(key), payload, 0}});
+      if (begin > 0) message.mutable_chunks(0)->clear_begin();
+      message.set_payload(payload.substr(begin, kPieceBytes));
+      message.mutable_chunks(0)->set_bytes(message.payload().size());
+      put.Send(message);
+    }
+    put.HalfClose();
+    ASSERT_TRUE(put.Wait().ok()) << put.Wait();
   }
 
   v1::GetRequest RequestOf(int count) {
@@ -282,15 +299,16 @@ TEST_F(GetCallTest, CancelsAReaderThatDoesNotReadAndGivesItsBytesBack) {
   EXPECT_EQ(parts_->metrics().Sum().rejections, 1u);
 }
 
-TEST_F(GetCallTest, TakesItsBytesBeforeItBeginsAndRefusesWhenTheyAreNotThere) {
+TEST_F(GetCallTest, TakesAMessagesBytesBeforeItBeginsAndRefusesWhenTheyAreNotThere) {
   FixtureOptions options;
-  options.in_flight_bytes = 5 << 20;
+  options.in_flight_bytes = 1 << 20;
   Open(options);
   Put(4);
   FakeGet first(parts_.get());
   first.HoldWrites();
   first.Start(RequestOf(4));
   first.WaitForHeldWrite();
+  EXPECT_EQ(parts_->environment().budget->used_bytes(), 512u << 10);  // What four blocks take, and no more.
   const absl::Status status = StatusOf(RequestOf(4));
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   EXPECT_GT(RetryDelay(status), absl::ZeroDuration());
@@ -298,6 +316,67 @@ TEST_F(GetCallTest, TakesItsBytesBeforeItBeginsAndRefusesWhenTheyAreNotThere) {
   EXPECT_TRUE(first.Wait().ok());
   EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
   EXPECT_TRUE(StatusOf(RequestOf(4)).ok());
+}
+
+TEST_F(GetCallTest, DecodesAheadOnlyWhereTheBudgetHasRoom) {
+  for (const bool has_room : {true, false}) {
+    FixtureOptions options;
+    options.limits.message_bytes_best = 128 << 10;  // A block.
+    options.in_flight_bytes = (has_room ? 4u : 2u) * options.limits.message_bytes_best;
+    Open(options);
+    for (int key = 0; key < 8; ++key) PutInPieces(key);
+    FakeGet get(parts_.get());
+    get.HoldWrites();
+    get.Start(RequestOf(8));
+    get.WaitForHeldWrite();
+    const uint64_t held_bytes = (has_room ? 2u : 1u) * options.limits.message_bytes_best;
+    while (parts_->environment().budget->used_bytes() < held_bytes) std::this_thread::yield();
+    EXPECT_EQ(parts_->environment().budget->used_bytes(), held_bytes);
+    get.ReleaseWrites();
+    ASSERT_TRUE(get.Wait().ok()) << get.Wait();
+    const std::vector<GotBlock> blocks = get.blocks();
+    ASSERT_EQ(blocks.size(), 8u);
+    for (int key = 0; key < 8; ++key) {
+      EXPECT_TRUE(blocks[static_cast<size_t>(key)].payload == Expected(key, WholeRange(group_))) << key;
+    }
+    EXPECT_EQ(parts_->environment().budget->rejected_total(), 0u);
+    EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
+  }
+}
+
+TEST_F(GetCallTest, ReadersThatDoNotReadLeaveOtherConnectionsTheirShare) {
+  FixtureOptions options;
+  options.in_flight_bytes = 8 << 20;
+  Open(options);
+  Put(16);  // 2 MiB, two messages.
+  std::vector<std::unique_ptr<FakeGet>> stuck;
+  for (int i = 0; i < 120; ++i) {
+    stuck.push_back(std::make_unique<FakeGet>(parts_.get(), "stuck"));
+    stuck.back()->HoldWrites();
+    stuck.back()->Start(RequestOf(16));
+  }
+  int refused = 0;
+  for (const auto& get : stuck) {
+    get->WaitForHeldWrite();
+    if (get->finished()) {
+      EXPECT_EQ(get->Wait().code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_GT(RetryDelay(get->Wait()), absl::ZeroDuration());
+      ++refused;
+    }
+  }
+  EXPECT_GE(refused, 120 - 4);  // A half of the budget, and one or two messages each.
+  EXPECT_LE(parts_->environment().budget->used_bytes(), options.in_flight_bytes / 2);
+  for (const char* connection : {"a", "b", "c"}) {
+    FakeGet get(parts_.get(), connection);
+    get.Start(RequestOf(16));
+    EXPECT_TRUE(get.Wait().ok()) << get.Wait();
+    FakePut put(parts_.get(), 0, connection);
+    put.Send(PutMessageOf(cache_.cache_id(), 0, {{connection, RawBlock(group_, 7), 0}}));
+    put.HalfClose();
+    EXPECT_TRUE(put.Wait().ok()) << put.Wait();
+  }
+  stuck.clear();
+  EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
 }
 
 TEST_F(GetCallTest, KeepsABlockThatIsDeletedWhileItIsRead) {

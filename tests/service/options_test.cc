@@ -28,6 +28,7 @@ TEST(OptionsTest, NamesTheFlagThatIsWrong) {
   EXPECT_THAT(ErrorOf([](Options* o) { o->backend = "gpu"; }), HasSubstr("--backend: 'gpu' is none of"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->log_level = "loud"; }), HasSubstr("--log_level"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->in_flight_bytes = 1; }), HasSubstr("--in_flight_bytes"));
+  EXPECT_THAT(ErrorOf([](Options* o) { o->reserved_bytes_max = UINT64_MAX; }), HasSubstr("--reserved_bytes_max"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->limits.message_bytes_max = 1; }), HasSubstr("--max_message_bytes"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->limits.message_bytes_max = uint64_t{4} << 30; }),
               HasSubstr("--max_message_bytes"));

@@ -2,10 +2,12 @@
 
 #include <functional>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/float_format.h"
@@ -31,17 +33,20 @@ class PutCallTest : public ::testing::Test {
     return PutMessageOf(cache_.cache_id(), cache_.shard_id(), {{KeyOf(key), RawBlock(group_, key), number}});
   }
 
-  // What a client that sends exactly this gets. Whatever it is, nothing stays behind.
+  // What a client that sends exactly this gets.
+  absl::Status Send(const std::vector<v1::PutRequest>& messages, std::vector<v1::BlockPutResult>* results = nullptr) {
+    FakePut put(parts_.get());
+    for (const v1::PutRequest& message : messages) put.Send(message);
+    put.HalfClose();
+    absl::Status status = put.Wait();
+    if (results != nullptr) *results = put.results();
+    return status;
+  }
+
+  // The same; whatever it is, nothing stays behind.
   absl::Status StatusOf(const std::vector<v1::PutRequest>& messages,
                         std::vector<v1::BlockPutResult>* results = nullptr) {
-    absl::Status status;
-    {
-      FakePut put(parts_.get());
-      for (const v1::PutRequest& message : messages) put.Send(message);
-      put.HalfClose();
-      status = put.Wait();
-      if (results != nullptr) *results = put.results();
-    }
+    absl::Status status = Send(messages, results);
     EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
     return status;
   }
@@ -52,6 +57,14 @@ class PutCallTest : public ::testing::Test {
     EXPECT_TRUE(status.ok()) << status;
     EXPECT_EQ(results.size(), 1u);
     return results.empty() ? v1::BlockPutResult() : results[0];
+  }
+
+  // The block's first `bytes` bytes and its begin, which promises the rest.
+  v1::PutRequest StartOf(int key, uint32_t number, size_t bytes) {
+    v1::PutRequest message = MessageOf(key, number);
+    message.mutable_payload()->resize(bytes);
+    message.mutable_chunks(0)->set_bytes(bytes);
+    return message;
   }
 
   void ExpectNothingStored() { EXPECT_EQ(parts_->store().Stats().used_bytes, 0u); }
@@ -142,6 +155,141 @@ TEST_F(PutCallTest, StoresOneOfTwoBlocksWithTheSameKeyThatAreOpenAtOnce) {
   EXPECT_EQ(results[0].outcome(), v1::PUT_OUTCOME_STORED);
   EXPECT_EQ(results[1].outcome(), v1::PUT_OUTCOME_ALREADY_PRESENT);
   EXPECT_EQ(parts_->store().Stats().parts, 1u);
+}
+
+TEST_F(PutCallTest, StoresAKeyThatComesTwiceInOneStreamOnce) {
+  Open();
+  std::vector<v1::BlockPutResult> results;
+  EXPECT_TRUE(StatusOf({MessageOf(1, 0), MessageOf(1, 1)}, &results).ok());
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[0].outcome(), v1::PUT_OUTCOME_STORED);
+  EXPECT_EQ(results[1].outcome(), v1::PUT_OUTCOME_ALREADY_PRESENT);
+  EXPECT_EQ(results[1].status().code(), 0);
+  EXPECT_EQ(parts_->store().Stats().parts, 1u);
+}
+
+TEST_F(PutCallTest, BlocksThatAreOnlyPromisedEvictNothing) {
+  FixtureOptions options;
+  options.host_bytes = uint64_t{1} << 20;
+  options.limits.put_open_blocks_max = 4'096;
+  Open(options);
+  uint64_t blocks = 0;
+  while (parts_->store().Stats().evicted_blocks_total == 0) {
+    PutAll(parts_.get(), cache_, {{KeyOf(static_cast<int>(blocks++)), RawBlock(group_, 1)}});
+  }
+  const StoreStats full = parts_->store().Stats();
+  std::vector<v1::PutRequest> promises;
+  for (uint32_t number = 0; number < 1'000; ++number) {
+    promises.push_back(number < 2 ? StartOf(0, 0, 100 * number) : promises[number % 2]);
+    promises.back().mutable_chunks(0)->set_block(number);
+    promises.back().mutable_chunks(0)->mutable_begin()->set_key(absl::StrCat("promise ", number));
+  }
+  std::vector<v1::BlockPutResult> results;
+  EXPECT_TRUE(StatusOf(promises, &results).ok());
+  EXPECT_EQ(results.size(), 1'000u);
+  EXPECT_EQ(parts_->store().Stats().evicted_blocks_total, full.evicted_blocks_total);
+  EXPECT_EQ(parts_->store().Stats().blocks, full.blocks);
+}
+
+TEST_F(PutCallTest, ReservesAShareOfTheStoreAtMostAndSaysWhenToTryAgain) {
+  FixtureOptions options;
+  options.limits.put_open_blocks_max = 100;
+  Open(options);
+  options.reserved_bytes_max = 10 * cache_.sizes(0).encoded_bytes_typical();
+  Open(options);
+  const uint64_t block_bytes = RawBytes(group_, WholeRange(group_));
+  const uint64_t first_bytes = 20'000;  // A plane and a bit.
+  FakePut put(parts_.get());
+  for (uint32_t number = 0; number < 20; ++number) put.Send(StartOf(static_cast<int>(number), number, first_bytes));
+  // A connection stops at what it leaves to others: 5 of 10.
+  const std::vector<v1::BlockPutResult> refused = put.WaitForResults(15);
+  ASSERT_EQ(refused.size(), 15u);
+  for (const v1::BlockPutResult& result : refused) {
+    EXPECT_EQ(result.status().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+    EXPECT_THAT(result.status().message(), HasSubstr("too many bytes are reserved for blocks that are not whole"));
+    EXPECT_THAT(result.status().message(), HasSubstr("--reserved_bytes_max"));
+    EXPECT_GT(result.status().retry_seconds(), 0);
+  }
+  {
+    FakePut other(parts_.get(), 0, "other");
+    other.Send(MessageOf(100));
+    other.HalfClose();
+    EXPECT_TRUE(other.Wait().ok()) << other.Wait();
+    EXPECT_EQ(other.results()[0].outcome(), v1::PUT_OUTCOME_STORED) << other.results()[0].DebugString();
+  }
+  for (uint32_t number = 0; number < 5; ++number) {
+    v1::PutRequest rest = MessageOf(static_cast<int>(number), number);
+    rest.mutable_payload()->erase(0, first_bytes);
+    rest.mutable_chunks(0)->set_bytes(block_bytes - first_bytes);
+    rest.mutable_chunks(0)->clear_begin();
+    put.Send(rest);
+  }
+  put.HalfClose();
+  EXPECT_TRUE(put.Wait().ok()) << put.Wait();
+  EXPECT_EQ(parts_->store().Stats().blocks, 6u);
+  EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
+}
+
+TEST_F(PutCallTest, WritesABlockThatIsLargerThanTheShareWhenNothingElseIsWritten) {
+  FixtureOptions options;
+  options.reserved_bytes_max = 1'000;
+  Open(options);
+  ExpectStillServing();
+  FakePut put(parts_.get());
+  put.Send(StartOf(1, 0, 20'000));
+  put.Send(MessageOf(2, 1));
+  EXPECT_EQ(put.WaitForResults(1)[0].status().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  put.Disconnect();
+  put.Wait().IgnoreError();
+  EXPECT_EQ(ResultOf(MessageOf(2)).outcome(), v1::PUT_OUTCOME_STORED);
+}
+
+TEST_F(PutCallTest, SaysThatABlockIsLargerThanTheStoreAndThatNoWaitingHelps) {
+  FixtureOptions options;
+  options.host_bytes = uint64_t{1} << 20;
+  shape_ = {.layers = 63, .heads = 8, .channels = 8, .block_tokens = 64};  // As many bytes as the store has, raw.
+  group_ = ModelLayout(shape_);
+  Open(options, v1::CODEC_RAW);
+  const uint64_t most = parts_->store().part_bytes_max();
+  ASSERT_LT(most, RawBytes(group_, WholeRange(group_)));
+  const v1::BlockPutResult result = ResultOf(MessageOf(1));
+  EXPECT_EQ(result.status().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(result.status().message(),
+              HasSubstr(absl::StrCat("more than the ", most, " that the store can ever hold in one piece")));
+  EXPECT_EQ(result.status().retry_seconds(), 0);
+  ExpectNothingStored();
+}
+
+TEST_F(PutCallTest, SaysThatABlockHasTooManyPartsAndThatNoWaitingHelps) {
+  shape_ = {.layers = 33, .heads = 32, .channels = 8, .block_tokens = 1};
+  group_ = ModelLayout(shape_);
+  Open({}, v1::CODEC_RAW);
+  FakePut put(parts_.get());
+  constexpr uint32_t kParts = 1'024;
+  for (uint32_t number = 0; number <= kParts; ++number) {
+    const auto layer = static_cast<uint16_t>(number / shape_.heads);
+    const auto head = static_cast<uint16_t>(number % shape_.heads);
+    const PartRange range = {.layer_begin = layer,
+                             .layer_end = static_cast<uint16_t>(layer + 1),
+                             .head_begin = head,
+                             .head_end = static_cast<uint16_t>(head + 1)};
+    v1::PutRequest message =
+        PutMessageOf(cache_.cache_id(), cache_.shard_id(), {{KeyOf(1), RawPart(group_, range, 1), number}});
+    v1::PutBegin* begin = message.mutable_chunks(0)->mutable_begin();
+    begin->mutable_layers()->set_begin(layer);
+    begin->mutable_layers()->set_end(layer + 1u);
+    begin->mutable_heads()->set_begin(head);
+    begin->mutable_heads()->set_end(head + 1u);
+    put.Send(message);
+  }
+  put.HalfClose();
+  EXPECT_TRUE(put.Wait().ok()) << put.Wait();
+  const std::vector<v1::BlockPutResult> results = put.results();
+  ASSERT_EQ(results.size(), kParts + 1);
+  EXPECT_EQ(results[kParts - 1].outcome(), v1::PUT_OUTCOME_STORED) << results[kParts - 1].DebugString();
+  EXPECT_EQ(results[kParts].status().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(results[kParts].status().message(), HasSubstr("the block has 1024 parts already"));
+  EXPECT_EQ(results[kParts].status().retry_seconds(), 0);
 }
 
 TEST_F(PutCallTest, RefusesAnUnknownCacheOrShard) {
@@ -244,7 +392,7 @@ TEST_F(PutCallTest, DropsEverythingOpenWhenTheClientGoes) {
     put.Send(MessageOf(7, 1));
     put.Send(message);
     put.WaitForResults(1);
-    put.Cancel();
+    put.Disconnect();
     put.Wait().IgnoreError();
   }
   EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
@@ -261,6 +409,8 @@ TEST_F(PutCallTest, RefusesABlockWithNaNOrInfUnlessThePolicyAllowsThem) {
     const v1::BlockPutResult result = ResultOf(message);
     EXPECT_EQ(result.status().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
     EXPECT_THAT(result.status().message(), HasSubstr("layer 2"));
+    EXPECT_THAT(result.status().message(), HasSubstr("holds NaN or Inf, which this cache refuses"));
+    EXPECT_EQ(result.status().retry_seconds(), 0);
   }
   ExpectNothingStored();
   ExpectStillServing();
@@ -336,6 +486,8 @@ TEST_F(PutCallTest, SaysWhenTheStoreIsFullAndEverythingIsPinnedAndWhenToTryAgain
   }
   EXPECT_GT(pins.size(), 3u);
   EXPECT_EQ(result.status().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(result.status().message(), HasSubstr("the store is full"));
+  EXPECT_THAT(result.status().message(), HasSubstr("what is not free is being read or written"));
   EXPECT_GT(result.status().retry_seconds(), 0);
   EXPECT_EQ(parts_->store().Stats().reserved_bytes, 0u);
   pins.clear();
@@ -350,8 +502,23 @@ TEST_F(PutCallTest, RefusesACallThatWouldHoldMoreBytesThanTheBudget) {
   const absl::Status status = StatusOf({MessageOf(1)});  // 128 KiB.
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("too many bytes in flight"));
-  EXPECT_GT(RetryDelay(status), absl::ZeroDuration());
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a caller may hold 50000 (--in_flight_bytes)"));
+  EXPECT_EQ(RetryDelay(status), absl::ZeroDuration());  // It will never fit.
   ExpectNothingStored();
+}
+
+TEST_F(PutCallTest, RefusesACallWhileOthersHoldTheBytesAndSaysWhenToTryAgain) {
+  FixtureOptions options;
+  options.in_flight_bytes = 500'000;
+  options.limits.message_bytes_max = 200'000;
+  Open(options);
+  std::optional<ByteBudget::Lease> held = parts_->environment().budget->TryAcquire(400'000);
+  ASSERT_TRUE(held.has_value());
+  const absl::Status status = Send({MessageOf(1)});
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_GT(RetryDelay(status), absl::ZeroDuration());
+  held.reset();
+  ExpectStillServing();
 }
 
 TEST_F(PutCallTest, KeepsTheResultsOfBlocksThatEndedBeforeTheCallFailed) {
@@ -380,6 +547,51 @@ TEST_F(PutCallTest, EndsAStreamThatSendsNothingWhileABlockIsOpen) {
   }
   EXPECT_TRUE(parts_->CheckIdle().ok());
   ExpectNothingStored();
+}
+
+TEST_F(PutCallTest, EndsAStreamThatSendsMessagesButNoPayloadWhileABlockIsOpen) {
+  FixtureOptions options;
+  options.limits.put_idle_seconds_max = 0.1;
+  Open(options);
+  v1::PutRequest nothing;
+  nothing.set_cache_id(cache_.cache_id());
+  v1::PutRequest trickle = nothing;  // A byte a message: 30 s for each would hold the block for weeks.
+  trickle.add_chunks()->set_bytes(1);
+  trickle.set_payload("x");
+  for (const v1::PutRequest& message : {nothing, trickle}) {
+    FakePut put(parts_.get());
+    put.Send(StartOf(1, 0, 20'000));
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    while (!put.finished() && absl::Now() < deadline) {
+      put.Send(message);
+      put.WaitUntilTaken();
+    }
+    ASSERT_TRUE(put.finished());
+    EXPECT_EQ(put.Wait().code(), absl::StatusCode::kDeadlineExceeded) << put.Wait();
+    EXPECT_THAT(std::string(put.Wait().message()), HasSubstr("--max_put_idle_seconds"));
+  }
+  EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
+  ExpectNothingStored();
+}
+
+TEST_F(PutCallTest, EndsAStreamThatNeverBeginsABlock) {
+  FixtureOptions options;
+  options.limits.put_idle_seconds_max = 0.05;
+  Open(options);
+  FakePut put(parts_.get());
+  EXPECT_EQ(put.Wait().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(PutCallTest, EndsAStreamWhoseClientNeverReadsItsResults) {
+  FixtureOptions options;
+  options.limits.put_idle_seconds_max = 0.05;
+  Open(options);
+  FakePut put(parts_.get());
+  put.HoldWrites();
+  put.Send(MessageOf(1));
+  put.HalfClose();
+  EXPECT_EQ(put.Wait().code(), absl::StatusCode::kDeadlineExceeded) << put.Wait();
+  EXPECT_EQ(parts_->store().Stats().blocks, 1u);
 }
 
 TEST_F(PutCallTest, StopsReadingAClientThatDoesNotReadItsResults) {
@@ -429,7 +641,7 @@ TEST_F(PutCallTest, ManyStreamsAtOnceLeaveNothingBehind) {
       puts.push_back(std::make_unique<FakePut>(parts_.get(), 10'000));
       for (int i = 0; i < 8; ++i) puts.back()->Send(MessageOf(stream / 2 * 8 + i, static_cast<uint32_t>(i)));
       if (stream % 3 == 0) {
-        puts.back()->Cancel();
+        puts.back()->Disconnect();
       } else {
         puts.back()->HalfClose();
       }
