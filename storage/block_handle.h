@@ -27,6 +27,7 @@ class PartPin {
 
   void Reset();
 
+  uint32_t slot() const { return slot_; }  // No other pinned part has it.
   PartRange range() const;
   std::span<const std::byte> bytes() const;
 
@@ -42,6 +43,7 @@ class BlockHandle {
   explicit BlockHandle(std::vector<PartPin> parts) : parts_(std::move(parts)) {}
 
   std::span<const PartPin> parts() const { return parts_; }
+  std::vector<PartPin> TakeParts() && { return std::move(parts_); }
 
  private:
   std::vector<PartPin> parts_;
