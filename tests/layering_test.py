@@ -46,7 +46,7 @@ TARGET_FAMILIES = {
     "benchmark": "benchmark", "CUDA": "cuda", "Boost": "boost", "Threads": "std",
 }
 OWN_TARGETS = {
-    "proto": "proto", "proto_generated": "proto", "kernels": "kernels", "storage": "storage", "service": "service",
+    "proto": "proto", "proto_generated": "proto", "kernels": "kernels", "device": "kernels", "storage": "storage", "service": "service",
     "client": "client", "cli": "client", "isal": "isal",
 }
 

@@ -15,7 +15,8 @@ Usage: tests/run.sh [--ci | --long] [PART...]
 
 Parts, each of which builds what it runs; without a name all of the first line:
   release  asan  tsan  fuzz                 at most 30 minutes from clean on 2 cores
-  format   clang  tidy                      what --ci adds: formatting, the clang build with thread-safety analysis, lint
+  format   clang  tidy  cuda                what --ci adds: formatting, the clang build with thread-safety analysis, lint,
+                                            and the CUDA targets with a table of each kernel's registers and spills
   long                                      what --long runs instead: tests labelled long, and 5 minutes of each fuzzer
 
 Installs what is missing first (deploy/install-deps.sh). Exits 0 when everything passed and only tests that need a GPU
@@ -24,7 +25,7 @@ HELP
 }
 
 # Seconds that each part may take on 2 cores from clean. Building is a part of its own, summed over the presets.
-declare -A budgets=([build]=720 [release]=300 [asan]=300 [tsan]=120 [fuzz]=120 [format]=60 [clang]=900 [tidy]=900)
+declare -A budgets=([build]=720 [release]=300 [asan]=300 [tsan]=120 [fuzz]=120 [format]=60 [clang]=900 [tidy]=900 [cuda]=60)
 declare -A spent=()
 order=()
 failures=()  # Of what is no test: builds, formatting, lint.
@@ -94,6 +95,10 @@ run_part() {
     asan) build_and_test asan asan all --label-exclude '^long$' ;;
     tsan) build_and_test tsan tsan nqkv_tsan_tests --label-regex '^tsan$' ;;
     fuzz) build_and_test fuzz clang nqkv_fuzzers --label-regex '^fuzz$' ;;
+    cuda)
+      build_and_test cuda cuda nqkv_cuda_tests --label-regex '^(cuda|gpu)$'
+      sed -n '/^kernel /,/^\[/{/^\[/!p}' "$logs/build-cuda.log"
+      ;;
     long) run_long ;;
     format)
       say 'format: checking'
@@ -132,22 +137,23 @@ print_times() {
   printf '%-10s %8d\n' 'in all' "$SECONDS"
 }
 
-parts=() deps=--tests
+parts=() deps=(--tests)
 for argument in "$@"; do
   case $argument in
-    --ci) parts+=(format release asan tsan fuzz clang tidy) ;;
+    --ci) parts+=(format release asan tsan fuzz clang tidy cuda) ;;
     --long) parts+=(long) ;;
-    release | asan | tsan | fuzz | format | clang | tidy | long) parts+=("$argument") ;;
+    release | asan | tsan | fuzz | format | clang | tidy | cuda | long) parts+=("$argument") ;;
     --help | -h) usage; exit 0 ;;
     *) usage >&2; printf "tests/run.sh: unknown argument '%s'.\n" "$argument" >&2; exit 2 ;;
   esac
 done
 ((${#parts[@]} > 0)) || parts=(release asan tsan fuzz)
-[[ " ${parts[*]} " != *' format '* && " ${parts[*]} " != *' tidy '* ]] || deps=--ci
+[[ " ${parts[*]} " != *' format '* && " ${parts[*]} " != *' tidy '* ]] || deps=(--ci)
+[[ " ${parts[*]} " != *' cuda '* ]] || deps+=(--cuda)
 
 rm -rf "$results"
 mkdir -p "$results" "$logs"
-timed install deploy/install-deps.sh "$deps"
+timed install deploy/install-deps.sh "${deps[@]}"
 for part in "${parts[@]}"; do
   run_part "$part"
 done

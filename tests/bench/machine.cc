@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/codec.h"
+#include "kernels/device_memory.h"
 
 namespace nqkv::bench {
 
@@ -23,7 +24,9 @@ std::string Processor() {
 }  // namespace
 
 std::string MachineName() {
-  return absl::StrCat(Processor(), ", ", std::thread::hardware_concurrency(), " CPUs, codec path ", CodecPathName());
+  const absl::StatusOr<DeviceInfo> device = FindDevice();
+  return absl::StrCat(Processor(), ", ", std::thread::hardware_concurrency(), " CPUs, codec path ", CodecPathName(),
+                      device.ok() ? absl::StrCat(", GPU ", device->name) : "");
 }
 
 }  // namespace nqkv::bench

@@ -5,7 +5,7 @@
 
 namespace nqkv::bench {
 
-// Processor and codec path: "AMD EPYC, 2 CPUs, codec path avx2".
+// Processor, codec path and, where there is one, GPU: "AMD EPYC, 2 CPUs, codec path avx2, GPU NVIDIA H100".
 std::string MachineName();
 
 }  // namespace nqkv::bench

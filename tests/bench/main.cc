@@ -8,6 +8,7 @@
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
 #include "tests/bench/codec_suite.h"
+#include "tests/bench/kernels_suite.h"
 #include "tests/bench/report.h"
 
 ABSL_FLAG(bool, json, false, "Print one JSON object a line instead of a table.");
@@ -25,6 +26,7 @@ struct Suite {
 
 constexpr Suite kSuites[] = {
     {"codec", "encode and decode on one thread, against memory copies", &RunCodecSuite},
+    {"kernels", "encode and decode on a GPU, against a copy on it", &RunKernelsSuite},
 };
 
 std::string Usage() {

@@ -24,14 +24,14 @@ double GbPerSecond(const Job& job) {
   return 1e-9 * static_cast<double>(job.bytes * runs) / seconds;
 }
 
+}  // namespace
+
 Sample Summarize(std::vector<double> rates) {
   std::sort(rates.begin(), rates.end());
   const double median = rates[rates.size() / 2];
   const double middle_half = rates[rates.size() * 3 / 4] - rates[rates.size() / 4];
   return {.gb_per_s = median, .spread_pct = 100 * middle_half / median};
 }
-
-}  // namespace
 
 std::vector<Sample> TakeSamples(const std::vector<Job>& jobs, size_t repeats) {
   std::vector<std::vector<double>> rates(jobs.size());

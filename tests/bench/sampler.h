@@ -19,6 +19,9 @@ struct Sample {
   double spread_pct = 0;
 };
 
+// Median and spread. `rates` are in GB/s and not empty.
+Sample Summarize(std::vector<double> rates);
+
 // Runs each job once to warm up and then `repeats` times; a short job is run often enough to be timed. Time is the
 // thread's processor time, so that other processes that take the core away do not count. One result a job.
 std::vector<Sample> TakeSamples(const std::vector<Job>& jobs, size_t repeats);

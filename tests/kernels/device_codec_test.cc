@@ -30,14 +30,9 @@ std::array<uint32_t, 3> Bits(const PlaneErrors& errors) { return std::bit_cast<s
 
 class DeviceCodecTest : public testing::Test {
  protected:
-  void SetUp() override {
-    if (const auto reason = DeviceRig::WhyNone(); reason.has_value()) GTEST_SKIP() << *reason;
-    rig_.emplace();
-  }
-
   void ExpectSameEncoding(std::span<const Plane> planes, const PlaneCodec& codec, const Placement& placement) {
     SCOPED_TRACE(Describe(planes.front().shape, codec) + ", " + Describe(placement));
-    const auto got = rig_->Encode(planes, codec, placement);
+    const auto got = rig_.Encode(planes, codec, placement);
     ASSERT_TRUE(got.ok()) << got.status();
     for (size_t i = 0; i < planes.size(); ++i) {
       const Encoded want = EncodeReference(planes[i], codec);
@@ -55,7 +50,7 @@ class DeviceCodecTest : public testing::Test {
     SCOPED_TRACE(Describe(shape, codec) + " to " + std::to_string(static_cast<int>(dtype)) + ", " +
                  Describe(placement));
     const uint32_t head_begin = shape.heads / 3;
-    const auto got = rig_->Decode(encoded, shape, codec, head_begin, dtype, placement);
+    const auto got = rig_.Decode(encoded, shape, codec, head_begin, dtype, placement);
     ASSERT_TRUE(got.ok()) << got.status();
     for (size_t i = 0; i < encoded.size(); ++i) {
       Plane want({shape.tokens, shape.heads - head_begin, shape.channels, dtype});
@@ -78,7 +73,7 @@ class DeviceCodecTest : public testing::Test {
     ExpectSameDecoding({&encoded, 1}, plane.shape, codec, kDtypes[plane.shape.channels / 8 % 3], placement);
   }
 
-  std::optional<DeviceRig> rig_;
+  DeviceRig rig_;
 };
 
 PlaneShape RandomShape(std::mt19937& random, uint32_t tokens_max) {
@@ -271,7 +266,7 @@ TEST_F(DeviceCodecTest, RefusesWhatIsNoPlane) {
   DeviceEncodeArgs encode{.shape = {.tokens = 1, .heads = 1, .channels = 8},
                           .codec = Nqkv4(64),
                           .layout = {.token_stride = 16, .head_stride = 16, .page_tokens = 1}};
-  const auto encode_code = [&] { return EncodeOnDevice(encode, rig_->stream()).code(); };
+  const auto encode_code = [&] { return EncodeOnDevice(encode, rig_.stream()).code(); };
   EXPECT_EQ(encode_code(), absl::StatusCode::kOk);  // No jobs.
   encode.layout.token_stride = 15;
   EXPECT_EQ(encode_code(), absl::StatusCode::kInvalidArgument);
@@ -288,11 +283,11 @@ TEST_F(DeviceCodecTest, RefusesWhatIsNoPlane) {
                           .head_begin = 1,
                           .head_end = 3,
                           .layout = {.page_tokens = 1}};
-  EXPECT_EQ(DecodeOnDevice(decode, rig_->stream()).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(DecodeOnDevice(decode, rig_.stream()).code(), absl::StatusCode::kInvalidArgument);
   decode.head_end = 1;
-  EXPECT_EQ(DecodeOnDevice(decode, rig_->stream()).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(DecodeOnDevice(decode, rig_.stream()).code(), absl::StatusCode::kInvalidArgument);
   decode.head_end = 2;
-  EXPECT_TRUE(DecodeOnDevice(decode, rig_->stream()).ok());
+  EXPECT_TRUE(DecodeOnDevice(decode, rig_.stream()).ok());
 }
 
 }  // namespace
