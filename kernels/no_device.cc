@@ -13,11 +13,11 @@ absl::Status NoCuda() { return absl::UnavailableError("built without CUDA"); }
 }  // namespace
 
 absl::StatusOr<Stream> Stream::Create() { return NoCuda(); }
-Stream::~Stream() = default;
+Stream::~Stream() {}
 absl::Status Stream::Wait() const { return NoCuda(); }
 
 absl::StatusOr<Event> Event::Create() { return NoCuda(); }
-Event::~Event() = default;
+Event::~Event() {}
 absl::Status Event::Record(StreamView) { return NoCuda(); }
 absl::Status Event::Delay(StreamView) const { return NoCuda(); }
 absl::StatusOr<bool> Event::Passed() const { return NoCuda(); }
@@ -25,9 +25,9 @@ absl::Status Event::Wait() const { return NoCuda(); }
 
 absl::StatusOr<DeviceInfo> FindDevice() { return NoCuda(); }
 absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t) { return NoCuda(); }
-DeviceMemory::~DeviceMemory() = default;
+DeviceMemory::~DeviceMemory() {}
 absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(size_t) { return NoCuda(); }
-PinnedMemory::~PinnedMemory() = default;
+PinnedMemory::~PinnedMemory() {}
 absl::Status CopyToDevice(std::byte*, const std::byte*, size_t, StreamView) { return NoCuda(); }
 absl::Status CopyToHost(std::byte*, const std::byte*, size_t, StreamView) { return NoCuda(); }
 absl::Status CopyOnDevice(std::byte*, const std::byte*, size_t, StreamView) { return NoCuda(); }

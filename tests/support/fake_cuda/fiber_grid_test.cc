@@ -48,10 +48,11 @@ TEST(FiberGridTest, ShufflesWithinWarps) {
   for (uint32_t seed : {0u, 5u}) {
     std::vector<unsigned> sums(64), firsts(64);
     RunGrid({.blocks = 1, .threads = 64, .order_seed = seed}, [&] {
-      unsigned sum = threadIdx.x;
+      const unsigned thread = threadIdx.x;
+      unsigned sum = thread;
       for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-      sums[threadIdx.x] = sum;
-      firsts[threadIdx.x] = __shfl_sync(0xffffffffu, threadIdx.x, 0, 8);
+      sums[thread] = sum;
+      firsts[thread] = __shfl_sync(0xffffffffu, thread, 0, 8);
     });
     for (unsigned i = 0; i < 64; ++i) {
       EXPECT_EQ(sums[i], i < 32 ? 496u : 1520u);
