@@ -78,6 +78,12 @@ is_ready() {
   [[ $status == HTTP/*' 200 '* ]]
 }
 
+# What our process writes when it takes calls; its log begins anew with each start. Another nqkvd that answers on the
+# same port does not write there.
+says_ready() {
+  grep -q ' ready: ' "$service_log"
+}
+
 # A Unix socket's path has at most 107 bytes, and a checkout may lie deep.
 socket_dir=$state/sockets
 if ((${#socket_dir} > 80)); then
@@ -85,7 +91,7 @@ if ((${#socket_dir} > 80)); then
 fi
 
 start() {
-  local pid deadline
+  local pid deadline taken
   mkdir -p "$state" "$socket_dir"
   chmod 0700 "$socket_dir"
   # Its own session: it outlives the terminal.
@@ -95,11 +101,14 @@ start() {
   printf '%s\n' "$pid" >"$pid_file"
   printf '%s %s\n' "$listen" "$http_listen" >"$address_file"
   deadline=$((SECONDS + ready_seconds))
-  until is_ready; do
+  until says_ready && is_ready; do
     if ! kill -0 "$pid" 2>/dev/null; then
       rm -f "$pid_file"
+      if taken=$(grep -o -E -- '--(http_)?listen: .* is already in use' "$service_log"); then
+        fail "$taken by another program, perhaps another nqkvd. End that one, or choose other addresses with --listen and --http_listen."
+      fi
       tail -n 20 "$service_log" >&2
-      fail 'nqkvd did not start; its last lines are above. If an address is in use, choose others with --listen and --http_listen; if memory is short, pass -- --host_bytes=1GiB.'
+      fail 'nqkvd did not start; its last lines are above. If memory is short, pass -- --host_bytes=1GiB.'
     fi
     if ((SECONDS >= deadline)); then
       kill -TERM "$pid" 2>/dev/null || true
@@ -135,7 +144,7 @@ say '1/4 Installing what is missing'
 deploy/install-deps.sh --build
 
 say "2/4 Building nqkvd and nqkv in build/release, $(build_jobs) compilers at once (some minutes the first time)"
-logged "$root/build/quickstart-configure.log" cmake --preset release -DNQKV_BUILD_TESTS=OFF -DNQKV_BUILD_BENCHMARKS=OFF ||
+logged "$root/build/quickstart-configure.log" cmake --preset release -DNQKV_BUILD_TESTS=OFF ||
   fail 'configuring failed; the reason is above. If build/release was made with other settings, delete it and run this again.'
 logged "$root/build/quickstart-build.log" cmake --build build/release --target nqkvd nqkv -j "$(build_jobs)" ||
   fail 'the build failed; the reason is above. If the compiler was killed, memory is short: close other programs and run this again.'

@@ -65,7 +65,7 @@ absl::Status ValidatePlaneCodec(const PlaneCodec& codec, uint32_t channels);
 // Exact size of the encoded plane.
 uint64_t EncodedBytes(const PlaneCodec& codec, const PlaneShape& shape);
 
-// What encoding did to a plane; DESIGN "The fidelity bound" and FORMAT.md define each to the order of its sums.
+// What encoding did to a plane; FORMAT.md, "Errors", defines each to the order of its sums.
 struct PlaneErrors {
   float floor_error = 0;  // Worst head: token-weighted error energy over the energy without the strongest channels.
   float token_norm_error = 0;  // Worst token and head: |norm(decoded) / norm(source) - 1|.

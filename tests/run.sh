@@ -19,14 +19,16 @@ Parts, each of which builds what it runs; without a name all of the first line:
                                             and the CUDA targets with a table of each kernel's registers and spills
   long                                      what --long runs instead: tests labelled long, and 5 minutes of each fuzzer
 
-Installs what is missing first (deploy/install-deps.sh). Exits 0 when everything passed and only tests that need a GPU
-were skipped.
+Installs what is missing first (deploy/install-deps.sh). Exits 0 when everything passed, only tests that need a GPU were
+skipped, and no part took more than NQKV_BUDGET_FACTOR times its budget: 3 unless that variable says otherwise, since other
+work on the machine makes parts slower too. 0 lifts the limit.
 HELP
 }
 
 # Seconds that each part may take on 2 cores from clean. Building is a part of its own, summed over the presets.
 declare -A budgets=([build]=720 [release]=300 [asan]=300 [tsan]=120 [fuzz]=120 [format]=60 [clang]=900 [tidy]=900 [cuda]=60)
 declare -A spent=()
+budget_factor=${NQKV_BUDGET_FACTOR:-3}
 order=()
 failures=()  # Of what is no test: builds, formatting, lint.
 
@@ -126,6 +128,17 @@ run_long() {
   cmake --preset clang -U NQKV_FUZZ_SECONDS >/dev/null
 }
 
+# A part over its budget is shown; one far over it fails the run, so that the tests stay short enough to be run.
+check_budgets() {
+  local part limit
+  for part in "${order[@]}"; do
+    limit=$((budget_factor * ${budgets[$part]:-0}))
+    if ((limit > 0 && spent[$part] > limit)); then
+      failures+=("$part took ${spent[$part]} s, more than $budget_factor times its budget of ${budgets[$part]} s")
+    fi
+  done
+}
+
 print_times() {
   local part note
   printf '\n%-10s %8s %8s\n' part seconds budget
@@ -151,6 +164,8 @@ done
 [[ " ${parts[*]} " != *' format '* && " ${parts[*]} " != *' tidy '* ]] || deps=(--ci)
 [[ " ${parts[*]} " != *' cuda '* ]] || deps+=(--cuda)
 
+[[ $budget_factor =~ ^[0-9]+$ ]] || { printf "tests/run.sh: NQKV_BUDGET_FACTOR is '%s', not a whole number.\n" "$budget_factor" >&2; exit 2; }
+
 rm -rf "$results"
 mkdir -p "$results" "$logs"
 timed install deploy/install-deps.sh "${deps[@]}"
@@ -158,5 +173,6 @@ for part in "${parts[@]}"; do
   run_part "$part"
 done
 
+check_budgets
 print_times
 python3 tests/test_report.py "$results" "${failures[@]}"

@@ -46,7 +46,7 @@ def described(results):
     windows = results["scored_tokens"] // results["scored_tokens_per_window"]
     return (
         f"{results['model']}, `{results['text']}`, {windows} windows, the first {results['prefix_tokens']} tokens of"
-        f" each loaded, {results['scored_tokens']:,} tokens scored; 95 % intervals in brackets."
+        f" each loaded,\n{results['scored_tokens']:,} tokens scored; 95 % intervals in brackets."
         f" {results['date']}, commit {results['commit']}.\n"
     )
 
