@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/time.h"
 #include "kernels/status_macros.h"
 #include "proto/rpc_status.h"
 #include "proto/spec_fingerprint.h"
@@ -14,6 +15,8 @@ namespace {
 
 constexpr uint32_t kPlacementRun = 16;
 constexpr size_t kEngineBytesMax = 256;
+constexpr uint64_t kAllocationBytes = 16;  // What malloc adds.
+constexpr absl::Duration kBusyRetry = absl::Milliseconds(100);
 
 uint64_t RandomNonce() {
   std::random_device device;
@@ -43,41 +46,40 @@ std::string NamedFields(const std::vector<std::string>& fields) {
   return text;
 }
 
-// A name stands for one spec and one policy. The request's own spec and policy are known to be valid.
-absl::Status CheckJoin(const Cache& cache, const v1::OpenCacheRequest& request) {
+// A name stands for one spec and one policy.
+absl::Status CheckJoin(const Cache& cache, const v1::OpenCacheRequest& request, const std::string& fingerprint,
+                       const CodecPolicy& policy) {
   std::vector<std::string> differing;
-  if (SpecFingerprint16(request.spec()) != cache.fingerprint()) {
+  if (fingerprint != cache.fingerprint()) {
     for (const std::string& field : DifferingFields(cache.spec(), request.spec())) {
       differing.push_back(absl::StrCat("spec.", field));
     }
   }
   if (request.has_policy()) {
-    NQKV_ASSIGN_OR_RETURN(const CodecPolicy asked, PolicyFromProto(request.policy()));
-    const std::vector<std::string> policy = DifferingFields(cache.policy(), asked);
-    differing.insert(differing.end(), policy.begin(), policy.end());
+    const std::vector<std::string> fields = DifferingFields(cache.policy(), policy);
+    differing.insert(differing.end(), fields.begin(), fields.end());
   }
   if (differing.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("cache '", cache.name(), "' is open with other fields: ", NamedFields(differing)));
 }
 
-std::vector<GroupLayout> Layouts(const Cache& cache) {
-  std::vector<GroupLayout> layouts;
-  for (const CacheGroup& group : cache.groups()) layouts.push_back(group.layout);
-  return layouts;
+absl::Status TooManyShards(const Cache& cache, uint32_t shards_max) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("cache '", cache.name(), "' has ", shards_max, " shards, no more are allowed (--shards_max)"));
 }
 
 }  // namespace
 
-Cache::Cache(Tenant tenant, std::string name, uint64_t wire_id, CacheId id, const v1::CacheSpec& spec,
-             const CodecPolicy& policy, std::vector<GroupLayout> groups, CacheMetrics* metrics)
+Cache::Cache(Tenant tenant, std::string name, uint64_t wire_id, const v1::CacheSpec& spec, std::string fingerprint,
+             const CodecPolicy& policy, std::vector<GroupLayout> groups, uint64_t base_bytes, CacheMetrics* metrics)
     : tenant_(std::move(tenant)),
       name_(std::move(name)),
       wire_id_(wire_id),
-      id_(id),
       spec_(spec),
-      fingerprint_(SpecFingerprint16(spec)),
+      fingerprint_(std::move(fingerprint)),
       policy_(policy),
+      base_bytes_(base_bytes),
       metrics_(metrics) {
   for (GroupLayout& layout : groups) {
     const PartRange whole = WholeRange(layout);
@@ -87,6 +89,19 @@ Cache::Cache(Tenant tenant, std::string name, uint64_t wire_id, CacheId id, cons
   }
 }
 
+uint64_t Cache::BaseBytes(const std::string& name, const v1::CacheSpec& spec, std::span<const GroupLayout> groups) {
+  // A layout stands in the group and in its plan, and a vector may have twice the room that it needs.
+  constexpr uint64_t kPlaneBytes = 3 * sizeof(PlaneSpec) + sizeof(uint32_t);
+  constexpr uint64_t kGroupBytes = 2 * sizeof(CacheGroup) + sizeof(CodecPlan) + 2 * sizeof(PartRange);
+  constexpr uint64_t kIndexBytes = 256;  // The entries in the registry's two maps.
+  uint64_t planes = 0;
+  for (const GroupLayout& group : groups) planes += group.planes.size();
+  return sizeof(Cache) + 2 * name.size() + kIndexBytes + spec.SpaceUsedLong() + groups.size() * kGroupBytes +
+         planes * (kPlaneBytes + kAllocationBytes);  // A plane of the spec is an allocation.
+}
+
+uint64_t Cache::ShardBytes(size_t groups) { return sizeof(Shard) + kAllocationBytes + groups * sizeof(PartRange); }
+
 absl::StatusOr<const CacheGroup*> Cache::FindGroup(uint32_t layer_group, absl::string_view path) const {
   for (const CacheGroup& group : groups_) {
     if (group.layout.id == layer_group) return &group;
@@ -94,19 +109,18 @@ absl::StatusOr<const CacheGroup*> Cache::FindGroup(uint32_t layer_group, absl::s
   return FieldError(path, absl::StrCat("the cache has no layer group ", layer_group));
 }
 
-absl::StatusOr<uint32_t> Cache::Join(const std::vector<PartRange>& parts, uint32_t shards_max) {
+std::optional<uint32_t> Cache::ShardOf(const std::vector<PartRange>& parts) const {
   MutexLock lock(&mutex_);
   const auto same =
       std::find_if(shards_.begin(), shards_.end(), [&](const Shard& shard) { return shard.parts == parts; });
-  if (same == shards_.end()) {
-    if (shards_.size() >= shards_max) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("cache '", name_, "' has ", shards_max, " shards, no more are allowed"));
-    }
-    shards_.push_back({parts});
-    return static_cast<uint32_t>(shards_.size());
-  }
+  if (same == shards_.end()) return std::nullopt;
   return static_cast<uint32_t>(same - shards_.begin() + 1);
+}
+
+uint32_t Cache::AddShard(std::vector<PartRange> parts) {
+  MutexLock lock(&mutex_);
+  shards_.push_back({std::move(parts)});
+  return static_cast<uint32_t>(shards_.size());
 }
 
 absl::StatusOr<const Shard*> Cache::FindShard(uint32_t shard_id) const {
@@ -121,71 +135,137 @@ size_t Cache::shard_count() const {
   return shards_.size();
 }
 
-CacheRegistry::CacheRegistry(const Bounds& bounds, Metrics* metrics)
-    : bounds_(bounds), metrics_(metrics), start_nonce_(RandomNonce()) {}
+CacheRegistry::CacheRegistry(const Bounds& bounds, const BlockStore* store, Metrics* metrics)
+    : bounds_(bounds), store_(store), metrics_(metrics), start_nonce_(RandomNonce()) {}
 
 absl::StatusOr<CacheRegistry::Opened> CacheRegistry::Open(const Tenant& tenant, const v1::OpenCacheRequest& request) {
-  NQKV_RETURN_IF_ERROR(CheckOpen(request));
-  const std::shared_ptr<Cache> present = FindByName(tenant, request.name());
-  return present != nullptr ? Join(present, request) : Create(tenant, request);
+  NQKV_ASSIGN_OR_RETURN(const Checked checked, Check(request));
+  while (true) {
+    // A cache that is held here is used, so that it is not forgotten before the shard has joined.
+    const std::shared_ptr<Cache> present = FindByName(tenant, request.name());
+    if (present != nullptr) return Join(present, checked);
+    NQKV_ASSIGN_OR_RETURN(const std::shared_ptr<Cache> created, Create(tenant, checked));
+    if (created != nullptr) return Opened{created, 1, true};
+  }
 }
 
-std::shared_ptr<Cache> CacheRegistry::FindByName(const Tenant& tenant, const std::string& name) const {
+// Before anything is compared with it or made of it.
+absl::StatusOr<CacheRegistry::Checked> CacheRegistry::Check(const v1::OpenCacheRequest& request) const {
+  NQKV_RETURN_IF_ERROR(CheckOpen(request));
+  Checked checked = {.request = &request};
+  NQKV_ASSIGN_OR_RETURN(checked.groups, GroupsFromSpec(request.spec(), bounds_.spec));
+  NQKV_ASSIGN_OR_RETURN(checked.policy, PolicyFromProto(request.policy()));
+  NQKV_ASSIGN_OR_RETURN(checked.parts, ShardFromProto(request.shard(), checked.groups));
+  checked.fingerprint = SpecFingerprint16(request.spec());
+  return checked;
+}
+
+std::shared_ptr<Cache> CacheRegistry::FindByName(const Tenant& tenant, const std::string& name) {
   MutexLock lock(&mutex_);
   const auto found = by_name_.find({tenant.id, name});
-  return found == by_name_.end() ? nullptr : found->second;
+  if (found == by_name_.end()) return nullptr;
+  Entry& entry = by_id_.at(found->second);
+  entry.last_use = ++uses_;
+  return entry.cache;
 }
 
-absl::StatusOr<CacheRegistry::Opened> CacheRegistry::Join(const std::shared_ptr<Cache>& cache,
-                                                          const v1::OpenCacheRequest& request) const {
-  NQKV_RETURN_IF_ERROR(GroupsFromSpec(request.spec(), bounds_.spec).status());
-  NQKV_RETURN_IF_ERROR(CheckJoin(*cache, request));
-  const std::vector<GroupLayout> layouts = Layouts(*cache);
-  NQKV_ASSIGN_OR_RETURN(const std::vector<PartRange> parts, ShardFromProto(request.shard(), layouts));
-  NQKV_ASSIGN_OR_RETURN(const uint32_t shard_id, cache->Join(parts, bounds_.shards_max));
-  return Opened{cache, shard_id, false};
+absl::StatusOr<CacheRegistry::Opened> CacheRegistry::Join(const std::shared_ptr<Cache>& cache, const Checked& checked) {
+  NQKV_RETURN_IF_ERROR(CheckJoin(*cache, *checked.request, checked.fingerprint, checked.policy));
+  MutexLock lock(&mutex_);
+  const std::optional<uint32_t> present = cache->ShardOf(checked.parts);
+  if (present.has_value()) return Opened{cache, *present, false};
+  if (cache->shard_count() >= bounds_.shards_max) return TooManyShards(*cache, bounds_.shards_max);
+  const uint64_t bytes = Cache::ShardBytes(cache->groups().size());
+  NQKV_RETURN_IF_ERROR(MakeRoom(bytes, 0));
+  bytes_ += bytes;
+  return Opened{cache, cache->AddShard(checked.parts), false};
 }
 
-absl::StatusOr<CacheRegistry::Opened> CacheRegistry::Create(const Tenant& tenant, const v1::OpenCacheRequest& request) {
-  NQKV_ASSIGN_OR_RETURN(std::vector<GroupLayout> groups, GroupsFromSpec(request.spec(), bounds_.spec));
-  NQKV_ASSIGN_OR_RETURN(const CodecPolicy policy, PolicyFromProto(request.policy()));
-  NQKV_ASSIGN_OR_RETURN(const std::vector<PartRange> parts, ShardFromProto(request.shard(), groups));
-  std::shared_ptr<Cache> cache;
-  {
-    MutexLock lock(&mutex_);
-    const auto present = by_name_.find({tenant.id, request.name()});
-    if (present != by_name_.end()) {
-      cache = present->second;  // Another call was faster.
-    } else if (by_name_.size() >= bounds_.caches_max) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(bounds_.caches_max, " caches are open, no more are allowed (--caches_max)"));
-    } else {
-      const CacheId id = next_id_++;
-      cache = std::make_shared<Cache>(tenant, request.name(), start_nonce_ | id, id, request.spec(), policy,
-                                      std::move(groups), metrics_->ForCache(request.name()));
-      NQKV_ASSIGN_OR_RETURN(const uint32_t shard_id, cache->Join(parts, bounds_.shards_max));
-      by_name_.emplace(Name(tenant.id, request.name()), cache);
-      by_id_.emplace(cache->wire_id(), cache);
-      return Opened{cache, shard_id, true};
-    }
+absl::StatusOr<std::shared_ptr<Cache>> CacheRegistry::Create(const Tenant& tenant, const Checked& checked) {
+  const v1::OpenCacheRequest& request = *checked.request;
+  const uint64_t base_bytes = Cache::BaseBytes(request.name(), request.spec(), checked.groups);
+  MutexLock lock(&mutex_);
+  if (by_name_.contains({tenant.id, request.name()})) return std::shared_ptr<Cache>();
+  NQKV_RETURN_IF_ERROR(MakeRoom(base_bytes + Cache::ShardBytes(checked.groups.size()), 1));
+  const uint64_t wire_id = NewWireId();
+  auto cache = std::make_shared<Cache>(tenant, request.name(), wire_id, request.spec(), checked.fingerprint,
+                                       checked.policy, checked.groups, base_bytes, metrics_->ForCache(request.name()));
+  cache->AddShard(checked.parts);
+  bytes_ += cache->memory_bytes();
+  by_name_.emplace(Name(tenant.id, request.name()), wire_id);
+  by_id_.emplace(wire_id, Entry{cache, ++uses_});
+  return cache;
+}
+
+bool CacheRegistry::Fits(uint64_t bytes, uint32_t caches) const {
+  return by_id_.size() + caches <= bounds_.caches_max && bytes_ + bytes <= bounds_.bytes_max;
+}
+
+absl::Status CacheRegistry::MakeRoom(uint64_t bytes, uint32_t caches) {
+  if (Fits(bytes, caches)) return absl::OkStatus();
+  std::vector<std::pair<uint64_t, const Cache*>> unused;  // None of them helps what can never fit.
+  for (const auto& [wire_id, entry] : by_id_) {
+    // Only the registry gives out references, and it is locked: a cache whose one reference is ours stays unused.
+    if (bytes <= bounds_.bytes_max && entry.cache.use_count() == 1)
+      unused.emplace_back(entry.last_use, entry.cache.get());
   }
-  return Join(cache, request);
+  const bool busy = unused.size() < by_id_.size();
+  std::sort(unused.begin(), unused.end());
+  for (const auto& [last_use, cache] : unused) {
+    if (store_->StatsOf(cache->tenant().id, cache->id()).blocks > 0) continue;
+    Forget(cache->wire_id());
+    if (Fits(bytes, caches)) return absl::OkStatus();
+  }
+  metrics_->RecordRejection(Rejection::kCachesFull);
+  return busy ? WithRetry(Full(bytes), kBusyRetry) : Full(bytes);
 }
 
-absl::StatusOr<std::shared_ptr<Cache>> CacheRegistry::Find(const Tenant& tenant, uint64_t wire_id) const {
+absl::Status CacheRegistry::Full(uint64_t bytes) const {
+  if (bytes_ + bytes <= bounds_.bytes_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        bounds_.caches_max, " caches are open and none is empty and unused, no more are allowed (--caches_max)"));
+  }
+  return absl::ResourceExhaustedError(absl::StrCat("the open caches take ", bytes_,
+                                                   " bytes beside their blocks and none is empty and unused, ", bytes,
+                                                   " more are over ", bounds_.bytes_max, " (--caches_bytes_max)"));
+}
+
+void CacheRegistry::Forget(uint64_t wire_id) {
+  const auto found = by_id_.find(wire_id);
+  const Cache& cache = *found->second.cache;
+  bytes_ -= cache.memory_bytes();
+  ++reclaimed_;
+  by_name_.erase({cache.tenant().id, cache.name()});
+  by_id_.erase(found);
+}
+
+// Never that of an open cache, whatever many were opened before.
+uint64_t CacheRegistry::NewWireId() {
+  while (next_id_ == 0 || by_id_.contains(start_nonce_ | next_id_)) ++next_id_;
+  return start_nonce_ | next_id_++;
+}
+
+absl::StatusOr<std::shared_ptr<Cache>> CacheRegistry::Find(const Tenant& tenant, uint64_t wire_id) {
   MutexLock lock(&mutex_);
   const auto found = by_id_.find(wire_id);
-  if (found == by_id_.end() || found->second->tenant().id != tenant.id) {
+  if (found == by_id_.end() || found->second.cache->tenant().id != tenant.id) {
     return absl::NotFoundError(absl::StrCat("unknown cache ", wire_id, ": open it again"));
   }
-  return found->second;
+  found->second.last_use = ++uses_;
+  return found->second.cache;
 }
 
 std::vector<std::shared_ptr<Cache>> CacheRegistry::List() const {
   MutexLock lock(&mutex_);
   std::vector<std::shared_ptr<Cache>> caches;
-  for (const auto& [name, cache] : by_name_) caches.push_back(cache);
+  for (const auto& [name, wire_id] : by_name_) caches.push_back(by_id_.at(wire_id).cache);
   return caches;
+}
+
+CacheRegistry::Usage CacheRegistry::usage() const {
+  MutexLock lock(&mutex_);
+  return {
+      .caches = by_id_.size(), .bytes = bytes_, .bytes_max = bounds_.bytes_max, .reclaimed_caches_total = reclaimed_};
 }
 
 }  // namespace nqkv

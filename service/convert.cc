@@ -22,7 +22,7 @@ constexpr size_t kNameBytesMax = 128;
 constexpr size_t kTextBytesMax = 256;
 constexpr size_t kDigestBytesMax = 64;
 constexpr int kGroupsMax = 64;
-constexpr int kPlanesMax = 2'048;  // In a group: more layers than any model has.
+constexpr int kPlanesMax = 4'096;  // In a spec: more than any model has.
 constexpr uint32_t kLayerMax = 65'534;
 constexpr uint32_t kHeadsMax = 1'024;
 constexpr uint32_t kChannelsMax = 8'192;
@@ -111,9 +111,6 @@ absl::StatusOr<GroupLayout> GroupFromProto(const v1::LayerGroup& group, const Sp
   NQKV_RETURN_IF_ERROR(CheckNumber(path + ".id", group.id(), 0, UINT16_MAX));
   NQKV_RETURN_IF_ERROR(CheckNumber(path + ".block_tokens", group.block_tokens(), 1, kTokensMax));
   if (group.planes_size() == 0) return FieldError(path + ".planes", "required");
-  if (group.planes_size() > kPlanesMax) {
-    return FieldError(path + ".planes", absl::StrCat(group.planes_size(), " planes, at most ", kPlanesMax));
-  }
   GroupLayout layout = {.id = static_cast<uint16_t>(group.id()),
                         .block_tokens = static_cast<uint16_t>(group.block_tokens())};
   for (int i = 0; i < group.planes_size(); ++i) {
@@ -232,6 +229,11 @@ absl::StatusOr<std::vector<GroupLayout>> GroupsFromSpec(const v1::CacheSpec& spe
   if (spec.layer_groups_size() == 0) return FieldError("spec.layer_groups", "required");
   if (spec.layer_groups_size() > kGroupsMax) {
     return FieldError("spec.layer_groups", absl::StrCat(spec.layer_groups_size(), " groups, at most ", kGroupsMax));
+  }
+  int64_t planes = 0;
+  for (const v1::LayerGroup& group : spec.layer_groups()) planes += group.planes_size();
+  if (planes > kPlanesMax) {
+    return FieldError("spec.layer_groups", absl::StrCat(planes, " planes in all, at most ", kPlanesMax));
   }
   std::vector<GroupLayout> groups;
   for (int i = 0; i < spec.layer_groups_size(); ++i) {

@@ -55,6 +55,9 @@ ABSL_FLAG(uint32_t, put_open_blocks_max, nqkv::ServiceLimits().put_open_blocks_m
           "Blocks begun and not ended on one Put stream.");
 ABSL_FLAG(uint32_t, caches_max, nqkv::ServiceLimits().caches_max, "Open caches.");
 ABSL_FLAG(uint32_t, shards_max, nqkv::ServiceLimits().shards_max, "Shards of one cache.");
+ABSL_FLAG(nqkv::ByteSize, caches_bytes_max, nqkv::ByteSize{nqkv::ServiceLimits().caches_bytes_max},
+          "What the open caches may take beside their blocks. When it or --caches_max is reached, empty caches that "
+          "nobody uses are forgotten.");
 ABSL_FLAG(double, max_read_seconds, nqkv::ServiceLimits().read_seconds_max, "A Get that takes longer is cancelled.");
 ABSL_FLAG(
     double, max_put_idle_seconds, nqkv::ServiceLimits().put_idle_seconds_max,
@@ -128,6 +131,7 @@ Options FromFlags() {
   options.limits.put_open_blocks_max = absl::GetFlag(FLAGS_put_open_blocks_max);
   options.limits.caches_max = absl::GetFlag(FLAGS_caches_max);
   options.limits.shards_max = absl::GetFlag(FLAGS_shards_max);
+  options.limits.caches_bytes_max = absl::GetFlag(FLAGS_caches_bytes_max).bytes;
   options.limits.read_seconds_max = absl::GetFlag(FLAGS_max_read_seconds);
   options.limits.put_idle_seconds_max = absl::GetFlag(FLAGS_max_put_idle_seconds);
   options.drain_seconds = absl::GetFlag(FLAGS_drain_seconds);

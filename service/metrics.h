@@ -31,9 +31,10 @@ enum class Rejection : uint8_t {
   kReadTooLong,
   kPutIdle,
   kBytesReserved,
-  kCalls
+  kCalls,
+  kCachesFull
 };
-inline constexpr size_t kRejectionCount = 7;
+inline constexpr size_t kRejectionCount = 8;
 
 // "OK", "NOT_FOUND": the label `outcome`.
 std::string OutcomeName(absl::StatusCode code);

@@ -48,6 +48,8 @@ absl::Status CheckLimits(const Options& options) {
       CheckRange<uint64_t>("max_block_raw_bytes", limits.block_raw_bytes_max, 4'096, uint64_t{1} << 31));
   NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("caches_max", limits.caches_max, 1, 1u << 20));
   NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("shards_max", limits.shards_max, 1, 1u << 20));
+  NQKV_RETURN_IF_ERROR(
+      CheckRange<uint64_t>("caches_bytes_max", limits.caches_bytes_max, uint64_t{1} << 20, uint64_t{1} << 40));
   NQKV_RETURN_IF_ERROR(CheckRange("max_read_seconds", limits.read_seconds_max, 0.1, 3600.0));
   return CheckRange("max_put_idle_seconds", limits.put_idle_seconds_max, 0.1, 3600.0);
 }

@@ -19,7 +19,8 @@ struct ServiceLimits {
   uint32_t put_open_blocks_max = 64;                 // Begun and not ended on one stream.
   uint64_t block_raw_bytes_max = uint64_t{1} << 30;  // Of one block of a layer group, before encoding.
   uint32_t caches_max = 1'024;
-  uint32_t shards_max = 4'096;  // In one cache.
+  uint32_t shards_max = 4'096;                     // In one cache.
+  uint64_t caches_bytes_max = uint64_t{64} << 20;  // What the open caches take beside their blocks.
   double read_seconds_max = 30;
   double put_idle_seconds_max = 30;  // A Put stream that makes no progress for longer is ended.
 };

@@ -127,8 +127,9 @@ class ServerImpl final : public Server {
     const CacheRegistry::Bounds bounds = {.spec = {.block_raw_bytes_max = limits.block_raw_bytes_max,
                                                    .plane_raw_bytes_max = options_.in_flight_bytes / 4},
                                           .caches_max = limits.caches_max,
-                                          .shards_max = limits.shards_max};
-    caches_ = std::make_unique<CacheRegistry>(bounds, &metrics_);
+                                          .shards_max = limits.shards_max,
+                                          .bytes_max = limits.caches_bytes_max};
+    caches_ = std::make_unique<CacheRegistry>(bounds, store_.get(), &metrics_);
     workers_ = std::make_unique<WorkerPool>(options_.codec_threads, options_.codec_queue_max);
     const auto budget = std::make_shared<ByteBudget>(options_.in_flight_bytes);
     callers_ = std::make_unique<Callers>(budget, std::make_shared<ByteBudget>(options_.reserved_bytes_max));

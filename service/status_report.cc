@@ -94,7 +94,14 @@ void CollectCaches(const CallEnvironment& environment, FamilyList* families) {
     sum.raw_bytes += stats.raw_bytes;
     sum.used_bytes += stats.used_bytes;
   }
-  families->Gauge("nqkv_caches", "Open caches.", ToDouble(caches.size()));
+  const CacheRegistry::Usage usage = environment.caches->usage();
+  families->Gauge("nqkv_caches", "Open caches.", ToDouble(usage.caches));
+  families->Gauge("nqkv_caches_limit", "Caches that may be open.", ToDouble(environment.limits.caches_max));
+  families->Gauge("nqkv_caches_memory_bytes", "What the open caches take beside their blocks.", ToDouble(usage.bytes));
+  families->Gauge("nqkv_caches_memory_limit_bytes", "What they may take.", ToDouble(usage.bytes_max));
+  families->Counter("nqkv_reclaimed_caches_total",
+                    "Empty and unused caches that were forgotten to make room for others.",
+                    ToDouble(usage.reclaimed_caches_total));
   for (const auto& [label, stats] : by_label) {
     families->Gauge("nqkv_cache_blocks", "Blocks stored, by cache.", ToDouble(stats.blocks), {{"cache", label}});
   }

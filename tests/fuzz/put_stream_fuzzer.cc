@@ -40,9 +40,12 @@ class PieceMessage final : public IncomingMessage {
 struct Service {
   Metrics metrics;
   std::unique_ptr<BlockStore> store = *BlockStore::Create({.host_bytes = uint64_t{1} << 20});
-  CacheRegistry caches{
-      {.spec = {.block_raw_bytes_max = 1 << 20, .plane_raw_bytes_max = 1 << 20}, .caches_max = 4, .shards_max = 4},
-      &metrics};
+  CacheRegistry caches{{.spec = {.block_raw_bytes_max = 1 << 20, .plane_raw_bytes_max = 1 << 20},
+                        .caches_max = 4,
+                        .shards_max = 4,
+                        .bytes_max = 1 << 20},
+                       store.get(),
+                       &metrics};
   CallEnvironment environment;
   std::shared_ptr<ByteBudget> reserved = std::make_shared<ByteBudget>(uint64_t{1} << 18);
   v1::PutRequest prefix;

@@ -14,9 +14,12 @@ namespace {
 struct Service {
   Metrics metrics;
   std::unique_ptr<BlockStore> store = *BlockStore::Create({.host_bytes = uint64_t{1} << 20});
-  CacheRegistry caches{
-      {.spec = {.block_raw_bytes_max = 1 << 20, .plane_raw_bytes_max = 1 << 20}, .caches_max = 4, .shards_max = 4},
-      &metrics};
+  CacheRegistry caches{{.spec = {.block_raw_bytes_max = 1 << 20, .plane_raw_bytes_max = 1 << 20},
+                        .caches_max = 4,
+                        .shards_max = 4,
+                        .bytes_max = 1 << 20},
+                       store.get(),
+                       &metrics};
   CallEnvironment environment;
 
   Service() {

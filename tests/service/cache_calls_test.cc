@@ -1,10 +1,13 @@
 #include "service/cache_calls.h"
 
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/rpc_status.h"
 #include "tests/service/call_fixture.h"
 #include "tests/service/model_blocks.h"
 
@@ -12,7 +15,9 @@ namespace nqkv {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Gt;
 using ::testing::HasSubstr;
+using ::testing::Lt;
 
 class CacheCallsTest : public ::testing::Test {
  protected:
@@ -153,15 +158,150 @@ class FewCachesTest : public CacheCallsTest {
 };
 
 TEST_F(FewCachesTest, RefusesMoreCachesAndShardsThanItsLimits) {
-  ASSERT_TRUE(Open(OpenRequest("a")).ok());
-  ASSERT_TRUE(Open(OpenRequest("b")).ok());
-  EXPECT_EQ(Open(OpenRequest("c")).code(), absl::StatusCode::kResourceExhausted);
+  for (const char* name : {"a", "b"}) Put(parts_.Open(name), {0});
+  const absl::Status status = Open(OpenRequest("c"));
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("2 caches are open and none is empty and unused"));
+  EXPECT_EQ(RetryDelay(status), absl::ZeroDuration());
   v1::OpenCacheRequest rank = OpenRequest("a");
   rank.mutable_shard()->set_tensor_size(4);
   ASSERT_TRUE(Open(rank).ok());
   rank.mutable_shard()->set_tensor_rank(1);
   EXPECT_EQ(Open(rank).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(Open(OpenRequest("a")).ok());
+}
+
+TEST_F(FewCachesTest, ForgetsTheEmptyCacheThatWasUnusedTheLongestToOpenAnother) {
+  const v1::OpenCacheResponse a = parts_.Open("a");
+  const v1::OpenCacheResponse b = parts_.Open("b");
+  ASSERT_TRUE(Lookup(LookupOf(a, {1})).ok());
+  const v1::OpenCacheResponse c = parts_.Open("c");
+  EXPECT_TRUE(c.created());
+  EXPECT_EQ(Lookup(LookupOf(b, {1})).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(Lookup(LookupOf(a, {1})).ok());
+  // Opened again it is another cache, so that no id of old ever finds it.
+  Put(a, {0});
+  const v1::OpenCacheResponse again = parts_.Open("b");
+  EXPECT_TRUE(again.created());
+  EXPECT_NE(again.cache_id(), b.cache_id());
+  EXPECT_TRUE(Lookup(LookupOf(a, {0})).ok());
+  EXPECT_EQ(parts_.environment().caches->usage().reclaimed_caches_total, 2u);
+}
+
+TEST_F(FewCachesTest, KeepsAnEmptyCacheThatACallUsesAndSaysWhenToComeBack) {
+  const v1::OpenCacheResponse a = parts_.Open("a");
+  Put(parts_.Open("b"), {0});
+  {
+    FakePut put(&parts_);
+    v1::PutRequest first = PutMessageOf(a.cache_id(), a.shard_id(), {{KeyOf(0), RawBlock(ModelLayout(), 0), 0}});
+    first.mutable_chunks(0)->set_bytes(0);
+    first.clear_payload();
+    v1::PutRequest bad;  // A whole block has a result, which shows that the stream has its cache.
+    *bad.add_chunks() = first.chunks(0);
+    bad.mutable_chunks(0)->set_block(7);
+    bad.mutable_chunks(0)->mutable_begin()->clear_key();
+    put.Send(first);
+    put.Send(bad);
+    put.WaitForResults(1);
+    const absl::Status status = Open(OpenRequest("c"));
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_GT(RetryDelay(status), absl::ZeroDuration());
+    EXPECT_TRUE(Lookup(LookupOf(a, {1})).ok());
+  }
+}
+
+TEST_F(FewCachesTest, OpensAndForgetsFromManyThreadsAndLosesNoBlock) {
+  const v1::OpenCacheResponse kept = parts_.Open("kept");
+  Put(kept, {0});
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([this, t] {
+      for (int i = 0; i < 50; ++i) {
+        const absl::Status status = Open(OpenRequest(absl::StrCat("cache", (t + i) % 5)));
+        EXPECT_TRUE(status.ok() || RetryDelay(status) > absl::ZeroDuration()) << status;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(parts_.environment().caches->usage().caches, 2u);
+  const absl::StatusOr<v1::LookupResponse> found = Lookup(LookupOf(kept, {0}));
+  ASSERT_TRUE(found.ok());
+  EXPECT_EQ(found->results(0).matched_tokens(), 16u);
+}
+
+// A spec as large as one can be.
+v1::CacheSpec LargestSpec(v1::Dtype dtype = v1::DTYPE_FLOAT16) {
+  return ModelSpec({.layers = 2'048, .heads = 1, .channels = 8, .block_tokens = 1, .dtype = dtype});
+}
+
+class LittleMemoryForCachesTest : public CacheCallsTest {
+ protected:
+  LittleMemoryForCachesTest() : CacheCallsTest({.limits = {.caches_bytes_max = uint64_t{4} << 20}}) {}
+};
+
+TEST_F(LittleMemoryForCachesTest, ForgetsEmptyCachesWhenSpecsTakeMoreThanTheirMemory) {
+  for (int i = 0; i < 100; ++i) {
+    v1::OpenCacheRequest request = OpenRequest(absl::StrCat("cache", i));
+    *request.mutable_spec() = LargestSpec();
+    ASSERT_TRUE(Open(request).ok());
+    ASSERT_LE(parts_.environment().caches->usage().bytes, uint64_t{4} << 20);
+  }
+  EXPECT_LT(parts_.environment().caches->usage().caches, 20u);
+  EXPECT_EQ(parts_.environment().caches->List().size(), parts_.environment().caches->usage().caches);
+}
+
+TEST_F(LittleMemoryForCachesTest, RefusesACacheForWhichTheRestWouldHaveToBeForgotten) {
+  absl::Status status;
+  int opened = 0;
+  for (; status.ok() && opened < 100; ++opened) {
+    v1::OpenCacheRequest request = OpenRequest(absl::StrCat("cache", opened));
+    *request.mutable_spec() = LargestSpec();
+    v1::OpenCacheResponse cache;
+    status = Open(request, &cache);
+    if (!status.ok()) break;
+    const ModelShape shape = {.layers = 2'048, .heads = 1, .channels = 8, .block_tokens = 1};
+    ASSERT_EQ(PutAll(&parts_, cache, {{KeyOf(0), RawBlock(ModelLayout(shape), 0), 0}})[0].status().code(), 0);
+  }
+  EXPECT_THAT(opened, AllOf(Gt(3), Lt(20)));
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("the open caches take"), HasSubstr("--caches_bytes_max")));
+}
+
+// Each shard is two words; with thousands of them it is they that fill the memory.
+TEST_F(LittleMemoryForCachesTest, CountsShards) {
+  v1::OpenCacheRequest request = OpenRequest();
+  *request.mutable_spec() = LargestSpec();
+  ASSERT_TRUE(Open(request).ok());
+  const uint64_t before = parts_.environment().caches->usage().bytes;
+  v1::ShardPart* part = request.mutable_shard()->add_parts();
+  for (uint32_t layer = 0; layer < 100; ++layer) {
+    part->mutable_layers()->set_begin(layer);
+    part->mutable_layers()->set_end(layer + 1);
+    ASSERT_TRUE(Open(request).ok());
+    ASSERT_TRUE(Open(request).ok());  // Again it is the same shard.
+  }
+  EXPECT_EQ(parts_.environment().caches->usage().bytes, before + 100 * Cache::ShardBytes(1));
+}
+
+TEST_F(CacheCallsTest, ChecksARequestBeforeItComparesItWithTheCache) {
+  ASSERT_TRUE(Open(OpenRequest()).ok());
+  v1::OpenCacheRequest other = OpenRequest();
+  v1::LayerGroup* group = other.mutable_spec()->mutable_layer_groups(0);
+  while (group->planes_size() <= 4'096) *group->add_planes() = group->planes(0);
+  EXPECT_EQ(Open(other).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(Open(other).message()), HasSubstr("spec.layer_groups: 4097 planes in all, at most 4096"));
+}
+
+TEST_F(CacheCallsTest, NamesTheFieldOfALargestSpecInFewWords) {
+  v1::OpenCacheRequest request = OpenRequest();
+  *request.mutable_spec() = LargestSpec();
+  ASSERT_TRUE(Open(request).ok());
+  *request.mutable_spec() = LargestSpec(v1::DTYPE_BFLOAT16);
+  const absl::Status status = Open(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(std::string(status.message()),
+            "cache 'cache' is open with other fields: spec.layer_groups[0].planes[0-4095].dtype (DTYPE_FLOAT16, asked "
+            "for DTYPE_BFLOAT16)");
 }
 
 TEST_F(CacheCallsTest, FindsTheLongestPrefix) {

@@ -54,8 +54,9 @@ ServiceParts::ServiceParts(FixtureOptions options) {
   const CacheRegistry::Bounds bounds = {.spec = {.block_raw_bytes_max = store_->Stats().capacity_bytes,
                                                  .plane_raw_bytes_max = options.in_flight_bytes / 4},
                                         .caches_max = options.limits.caches_max,
-                                        .shards_max = options.limits.shards_max};
-  caches_ = std::make_unique<CacheRegistry>(bounds, &metrics_);
+                                        .shards_max = options.limits.shards_max,
+                                        .bytes_max = options.limits.caches_bytes_max};
+  caches_ = std::make_unique<CacheRegistry>(bounds, store_.get(), &metrics_);
   workers_ = std::make_unique<WorkerPool>(2, options.queue_max);
   const auto budget = std::make_shared<ByteBudget>(options.in_flight_bytes);
   const uint64_t quarter = store_->Stats().capacity_bytes / 4;
