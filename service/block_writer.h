@@ -38,6 +38,7 @@ class BlockWriter {
   BlockWriter(BlockWriter&&) = default;
   BlockWriter& operator=(BlockWriter&&) = default;
 
+  const BlockKey& key() const { return key_; }
   uint64_t bytes_missing() const { return bytes_missing_; }
 
   // The next bytes of the block, at most bytes_missing().

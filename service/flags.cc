@@ -34,6 +34,8 @@ ABSL_FLAG(std::string, arena_path, "",
           "File for the blocks, on tmpfs; created with mode 0600. Empty: anonymous memory.");
 ABSL_FLAG(bool, prefault, nqkv::StorageOptions().prefault, "Touch all memory for blocks at start.");
 ABSL_FLAG(bool, huge_pages, nqkv::StorageOptions().huge_pages, "Ask for huge pages when the memory is anonymous.");
+ABSL_FLAG(std::string, eviction_policy, nqkv::StorageOptions().eviction_policy,
+          "Which blocks to forget first: slru (least recently used, except what was wanted again) or lru.");
 ABSL_FLAG(std::string, backend, nqkv::Options().backend, "auto, cpu or cuda. cuda is not built yet.");
 ABSL_FLAG(uint32_t, codec_threads, nqkv::Options().codec_threads, "Threads that encode and decode. 0: one a core.");
 ABSL_FLAG(uint32_t, codec_queue_max, nqkv::Options().codec_queue_max, "Calls that may wait for such a thread.");
@@ -118,6 +120,7 @@ Options FromFlags() {
   options.storage.arena_path = absl::GetFlag(FLAGS_arena_path);
   options.storage.prefault = absl::GetFlag(FLAGS_prefault);
   options.storage.huge_pages = absl::GetFlag(FLAGS_huge_pages);
+  options.storage.eviction_policy = absl::GetFlag(FLAGS_eviction_policy);
   options.backend = absl::GetFlag(FLAGS_backend);
   options.codec_threads = absl::GetFlag(FLAGS_codec_threads);
   options.codec_queue_max = absl::GetFlag(FLAGS_codec_queue_max);

@@ -65,6 +65,7 @@ absl::StatusOr<std::unique_ptr<GetStream>> GetStream::Open(const CallEnvironment
     NQKV_ASSIGN_OR_RETURN(const BlockKey key, BlockKey::Create(tenant.id, cache->id(), group->layout.id, bytes));
     keys.push_back(key);
   }
+  environment->store->Touch(keys);  // Together, so that the head of a chain stays the most recent.
   return std::unique_ptr<GetStream>(new GetStream(environment, cache, group, range, request, dtype, std::move(keys)));
 }
 

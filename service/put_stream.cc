@@ -15,6 +15,8 @@ namespace {
 // Blocks that were refused and whose bytes have not all come. A client that goes on beginning blocks without sending
 // the rest of those is broken; each costs only a few bytes.
 constexpr size_t kSkippingMax = 65'536;
+// Blocks of a stream that are put into the order of eviction together.
+constexpr size_t kStoredMax = 4'096;
 
 // The first `bytes` of what is left of the payload.
 std::vector<std::span<const std::byte>> CutFront(std::vector<std::span<const std::byte>>* payload, size_t* piece,
@@ -123,6 +125,8 @@ absl::Status PutStream::WriteChunk(uint32_t block, std::span<const std::span<con
   if (status.ok() && writer.bytes_missing() > 0) return absl::OkStatus();
   v1::BlockPutResult* result = response->add_results();
   if (status.ok()) status = writer.Commit(result);
+  if (status.ok()) stored_.push_back(writer.key());
+  if (stored_.size() >= kStoredMax) SettleStored();
   writers_.erase(found);
   EndBlock(block, status, result);
   if (sum < missing) skipping_[block] = missing - sum;
@@ -158,6 +162,13 @@ void PutStream::End(v1::PutResponse* response) {
              response->add_results());
   }
   writers_.clear();
+  SettleStored();
+}
+
+// Clients send a prompt's blocks head first; the head shall be evicted last.
+void PutStream::SettleStored() {
+  environment_->store->Settle(stored_);
+  stored_.clear();
 }
 
 }  // namespace nqkv

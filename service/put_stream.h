@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -42,6 +43,7 @@ class PutStream {
   absl::Status WriteChunk(uint32_t block, std::span<const std::span<const std::byte>> bytes, v1::PutResponse* response);
   void SkipChunk(uint32_t block, uint64_t bytes);
   void EndBlock(uint32_t block, const absl::Status& status, v1::BlockPutResult* result);
+  void SettleStored();
 
   const CallEnvironment* environment_;
   const Caller caller_;
@@ -52,6 +54,7 @@ class PutStream {
   uint64_t payload_bytes_ = 0;
   uint64_t ended_blocks_ = 0;
   absl::flat_hash_map<uint32_t, BlockWriter> writers_;
+  std::vector<BlockKey> stored_;                      // And not settled yet.
   absl::flat_hash_map<uint32_t, uint64_t> skipping_;  // Blocks that have a result: bytes that are still to come.
 };
 

@@ -1,6 +1,7 @@
 #include "service/status_report.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -29,6 +30,17 @@ class FamilyList {
     ClientMetric metric;
     metric.counter.value = value;
     Add(name, help, MetricType::Counter, std::move(metric), std::move(labels));
+  }
+  void Histogram(const char* name, const char* help, const AgeStats& ages, Labels labels) {
+    ClientMetric metric;
+    for (size_t i = 0; i < ages.counts.size(); ++i) {
+      metric.histogram.sample_count += ages.counts[i];
+      const bool last = i == AgeStats::kBoundsSeconds.size();
+      const double bound = last ? std::numeric_limits<double>::infinity() : AgeStats::kBoundsSeconds[i];
+      metric.histogram.bucket.push_back({.cumulative_count = metric.histogram.sample_count, .upper_bound = bound});
+    }
+    metric.histogram.sample_sum = static_cast<double>(ages.sum_seconds);
+    Add(name, help, MetricType::Histogram, std::move(metric), std::move(labels));
   }
   std::vector<MetricFamily> Take() { return std::move(families_); }
 
@@ -77,6 +89,8 @@ void CollectStore(const StoreStats& stats, FamilyList* families) {
                     host);
   families->Counter("nqkv_evicted_bytes_total", "Encoded bytes forgotten to make room.",
                     ToDouble(stats.evicted_bytes_total), host);
+  families->Histogram("nqkv_evicted_block_age_seconds", "How long evicted blocks had not been used.",
+                      stats.evicted_ages, host);
   families->Counter("nqkv_refused_reservations_total", "Blocks for which no room could be made.",
                     ToDouble(stats.rejected_reservations_total), host);
 }

@@ -29,21 +29,28 @@ class BlockIndex {
 
   // Commits a reserved slot, whose entry is filled in with `key` and all else. Parts inside the new one leave, since
   // nobody needs them any more. Errors: as CheckRoom; the slot is still reserved then.
-  absl::Status Commit(uint32_t slot, const BlockKey& key, FreedSlots* freed);
+  absl::Status Commit(uint32_t slot, const BlockKey& key, uint32_t seconds, FreedSlots* freed);
 
   BlockPresence Find(const BlockKey& key, const PartRange& range) const;
-  // Pins the parts that cover the range, and touches the block. Empty when it is not covered.
-  std::vector<PartPin> Get(const BlockKey& key, const PartRange& range);
+  // How many leading keys cover the range. Appends one presence for each to `presences`, unless that is null.
+  size_t CountPrefix(std::span<const BlockKey> keys, const PartRange& range,
+                     std::vector<BlockPresence>* presences) const;
+  // Pins the parts that cover the range. Empty when it is not covered.
+  std::vector<PartPin> Get(const BlockKey& key, const PartRange& range) const;
   // From last to first.
-  void Touch(std::span<const BlockKey> keys);
+  void UseAll(std::span<const BlockKey> keys, Use use, uint32_t seconds);
 
   Forgotten Delete(const BlockKey& key, FreedSlots* freed);
+  // The same, unless a part of it is being read.
+  Forgotten Evict(const BlockKey& key, FreedSlots* freed);
+  // Of all parts.
+  uint64_t CountPins(const BlockKey& key) const;
   // Forgets up to `blocks_max` blocks of the cache in one stripe.
   Forgotten ClearSome(uint32_t stripe, TenantId tenant, CacheId cache, uint64_t blocks_max, FreedSlots* freed);
   uint32_t stripe_count() const { return static_cast<uint32_t>(stripes_.size()); }
   uint64_t block_count(uint32_t stripe) const { return stripes_[stripe]->block_count(); }
 
-  // Forgets a block that nobody reads and that was used about the longest ago: the oldest of up to 4 stripes' next
+  // Forgets a block that nobody reads and that was used about the longest ago: the oldest of up to 16 stripes' next
   // victims. No block when all are being read.
   Forgotten EvictOldest(FreedSlots* freed);
 
@@ -58,11 +65,24 @@ class BlockIndex {
   static uint64_t HashOf(const BlockKey& key) { return absl::Hash<BlockKey>()(key); }
 
  private:
-  // The lower half of the hash goes into the stripe's table.
-  IndexStripe& StripeOf(uint64_t hash) const { return *stripes_[(hash >> 32) & (stripes_.size() - 1)]; }
-  uint64_t Now() { return clock_.fetch_add(1, std::memory_order_relaxed) + 1; }
-  IndexStripe* SampleVictim();
+  // Keys that are looked up together.
+  static constexpr size_t kBatchKeys = 128;
+  class Batch;
 
+  // The lower half of the hash goes into the stripe's table.
+  uint32_t StripeNumberOf(uint64_t hash) const { return static_cast<uint32_t>((hash >> 32) & (stripes_.size() - 1)); }
+  IndexStripe& StripeOf(uint64_t hash) const { return *stripes_[StripeNumberOf(hash)]; }
+  // The last of `ticks` ticks that are the caller's.
+  uint64_t Tick(uint64_t ticks = 1) { return clock_.fetch_add(ticks, std::memory_order_relaxed) + ticks; }
+  // The stripe whose rank is the lowest of up to 16, and the second lowest rank; null when they have none.
+  struct Lowest {
+    IndexStripe* stripe = nullptr;
+    uint64_t next_rank = 0;
+  };
+  Lowest SampleLowest(uint64_t (IndexStripe::*rank)() const);
+  void BalanceProtected(size_t rounds_max);
+
+  IndexWeights weights_;
   std::vector<BlockNode> nodes_;     // By slot.
   std::vector<EvictionLink> links_;  // By slot.
   std::vector<std::unique_ptr<IndexStripe>> stripes_;

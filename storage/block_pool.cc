@@ -132,7 +132,7 @@ BlockPool::Slab* BlockPool::AddSlab(SizeClass size_class) {
   std::fill_n(first_page_of_.begin() + run.first_page, run.pages, run.first_page);
   Class& slots = classes_[size_class];
   slots.open.insert(run.first_page);
-  slots.slabs += 1;
+  slots.slabs.insert(run.first_page);
   slots.slots += slot_count;
   slabs_[run.first_page] = std::move(slab);
   return slabs_[run.first_page].get();
@@ -141,7 +141,7 @@ BlockPool::Slab* BlockPool::AddSlab(SizeClass size_class) {
 void BlockPool::RemoveSlab(Slab* slab) {
   Class& slots = classes_[slab->size_class];
   slots.open.erase(slab->first_page);
-  slots.slabs -= 1;
+  slots.slabs.erase(slab->first_page);
   slots.slots -= slab->owners.size();
   AddFreePages(slab->first_page, slab->pages);
   slabs_[slab->first_page].reset();
@@ -289,16 +289,31 @@ void BlockPool::EndDrain(const Drain& drain) {
 }
 
 std::optional<uint32_t> BlockPool::FindOwner(uint64_t bytes, absl::FunctionRef<bool(uint32_t owner)> movable) const {
-  const SizeClass size_class = SizeClassOf(bytes);
   MutexLock lock(&mutex_);
-  if (classes_[size_class].slabs == 0) return std::nullopt;
-  for (const auto& slab : slabs_) {
-    if (slab == nullptr || slab->size_class != size_class) continue;
-    const auto owner = std::find_if(slab->owners.begin(), slab->owners.end(),
+  return OwnerIn(SizeClassOf(bytes), movable);
+}
+
+std::optional<uint32_t> BlockPool::OwnerIn(SizeClass size_class, absl::FunctionRef<bool(uint32_t)> movable) const {
+  for (const uint32_t page : classes_[size_class].slabs) {
+    const Slab& slab = *slabs_[page];
+    const auto owner = std::find_if(slab.owners.begin(), slab.owners.end(),
                                     [&](uint32_t slot) { return slot != kNoOwner && movable(slot); });
-    if (owner != slab->owners.end()) return *owner;
+    if (owner != slab.owners.end()) return *owner;
   }
   return std::nullopt;
+}
+
+bool BlockPool::CanMakeRoom(uint64_t bytes, absl::FunctionRef<bool(uint32_t owner)> movable) const {
+  MutexLock lock(&mutex_);
+  const SizeClass size_class = SizeClassOf(bytes);
+  if (OwnerIn(size_class, movable).has_value()) return true;  // Nearly always, and at once.
+  if (!classes_[size_class].open.empty() || FindRun(size_class).pages > 0) return true;
+  uint32_t pages = 0;
+  for (const Segment& segment : SegmentsFrom(0, page_count_)) {
+    pages = CanEmpty(segment, movable) ? pages + segment.pages : 0;
+    if (pages >= classes_[size_class].shape.pages_min) return true;
+  }
+  return false;
 }
 
 void BlockPool::AddStats(StoreStats* stats) const {
@@ -307,9 +322,9 @@ void BlockPool::AddStats(StoreStats* stats) const {
   for (const auto& [first_page, pages] : free_runs_) stats->free_bytes += pages * kPageBytes;
   for (size_t size_class = 0; size_class < classes_.size(); ++size_class) {
     const Class& slots = classes_[size_class];
-    if (slots.slabs == 0) continue;
+    if (slots.slabs.empty()) continue;
     stats->classes.push_back({.slot_bytes = SlotBytes(static_cast<SizeClass>(size_class)),
-                              .slabs = slots.slabs,
+                              .slabs = slots.slabs.size(),
                               .slots = slots.slots,
                               .used_slots = slots.used_slots});
   }

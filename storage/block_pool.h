@@ -52,6 +52,8 @@ class BlockPool {
   std::optional<Drain> BeginDrain(uint64_t bytes, absl::FunctionRef<bool(uint32_t owner)> movable)
       ABSL_LOCKS_EXCLUDED(mutex_);
   void EndDrain(const Drain& drain) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether Allocate, BeginDrain or FindOwner would find something.
+  bool CanMakeRoom(uint64_t bytes, absl::FunctionRef<bool(uint32_t owner)> movable) const ABSL_LOCKS_EXCLUDED(mutex_);
   // An owner that can leave and whose slot would do for `bytes` bytes; `movable` as above.
   std::optional<uint32_t> FindOwner(uint64_t bytes, absl::FunctionRef<bool(uint32_t owner)> movable) const
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -90,8 +92,8 @@ class BlockPool {
   };
   struct Class {
     Shape shape;
-    absl::btree_set<uint32_t> open;  // First pages of slabs with a free slot that are not being drained.
-    uint64_t slabs = 0;
+    absl::btree_set<uint32_t> slabs;  // First pages.
+    absl::btree_set<uint32_t> open;   // Of those with a free slot that are not being drained.
     uint64_t slots = 0;
     uint64_t used_slots = 0;
   };
@@ -106,6 +108,8 @@ class BlockPool {
   double CostOf(const Slab& slab) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<Segment> SegmentsFrom(uint32_t page, size_t count_max) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static Run CheapestRun(std::span<const Segment> segments, uint32_t pages, absl::FunctionRef<bool(uint32_t)> movable);
+  std::optional<uint32_t> OwnerIn(SizeClass size_class, absl::FunctionRef<bool(uint32_t)> movable) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static bool CanEmpty(const Segment& segment, absl::FunctionRef<bool(uint32_t)> movable);
 
   const uint64_t begin_;

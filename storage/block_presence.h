@@ -18,6 +18,7 @@ struct BlockPresence {
 struct Forgotten {
   uint64_t blocks = 0;
   uint64_t stored_bytes = 0;
+  uint32_t used_seconds = 0;  // When the last of them was used last, by the store's clock.
 };
 
 }  // namespace nqkv

@@ -1,9 +1,12 @@
 #include "storage/block_store.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cassert>
+#include <chrono>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -29,8 +32,11 @@ constexpr uint64_t kClearStepBlocks = 64;
 
 class BlockStore::Impl {
  public:
-  Impl(std::unique_ptr<Arena> arena, uint32_t slot_count, uint64_t pool_bytes, const StorageOptions& options)
-      : table_(SlotTable::Create(std::move(arena), slot_count)),
+  Impl(std::unique_ptr<Arena> arena, uint32_t slot_count, uint64_t pool_bytes, const StorageOptions& options,
+       const Clock* clock)
+      : clock_(clock != nullptr ? clock : &machine_clock_),
+        start_(clock_->Now()),
+        table_(SlotTable::Create(std::move(arena), slot_count)),
         pool_(SlotTable::TableBytes(slot_count), pool_bytes),
         index_(table_.get(), options.index_stripes, options.eviction_policy) {}
   ~Impl() { assert(reserved_bytes_.load() == 0); }
@@ -45,7 +51,12 @@ class BlockStore::Impl {
   void FreeSlots(const FreedSlots& slots);
   void FreeUnpinned();
   bool EvictOldest();
+  bool CanMakeRoom(uint64_t bytes);
   bool MakeRoom(uint64_t bytes);
+  // Since the start.
+  uint32_t Seconds() const {
+    return static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::seconds>(clock_->Now() - start_).count());
+  }
 
   void CountRejected() { rejected_reservations_.fetch_add(1, std::memory_order_relaxed); }
   void CountDamaged(uint64_t blocks) { damaged_blocks_.fetch_add(blocks, std::memory_order_relaxed); }
@@ -53,12 +64,16 @@ class BlockStore::Impl {
   absl::Status CheckConsistency();
 
  private:
+  bool IsMovable(uint32_t slot);
   bool TryPlace(uint32_t slot, uint64_t bytes);
   void Shrink(uint32_t slot, uint64_t bytes);
   void EvictOwner(uint32_t slot);
   void CountEvicted(const Forgotten& evicted);
   absl::Status CheckSlots(const std::vector<uint32_t>& committed);
 
+  const SteadyClock machine_clock_;
+  const Clock* const clock_;
+  const std::chrono::nanoseconds start_;
   const SlotTablePointer table_;  // Lives on when handles are left.
   BlockPool pool_;
   BlockIndex index_;
@@ -66,6 +81,8 @@ class BlockStore::Impl {
   std::atomic<uint64_t> reserved_bytes_ = 0;
   std::atomic<uint64_t> evicted_blocks_ = 0;
   std::atomic<uint64_t> evicted_bytes_ = 0;
+  std::array<std::atomic<uint64_t>, std::tuple_size_v<decltype(AgeStats::counts)>> evicted_ages_ = {};
+  std::atomic<uint64_t> evicted_ages_sum_ = 0;  // Seconds.
   std::atomic<uint64_t> damaged_blocks_ = 0;
   std::atomic<uint64_t> rejected_reservations_ = 0;
 };
@@ -75,17 +92,20 @@ absl::StatusOr<uint32_t> BlockStore::Impl::TakeSlot(const BlockKey& key, const P
   uint32_t slot = kNoSlot;
   int evictions = 0;
   int drains = 0;
+  bool room_can_be_made = false;
   while (true) {
     FreeUnpinned();
     if (slot == kNoSlot) slot = table_->Acquire();
     if (slot != kNoSlot && TryPlace(slot, bytes)) break;
     const bool table_is_full = slot == kNoSlot;
     bool made_room = false;
-    if (table_is_full || evictions < kEvictionsMax) {
+    // Asked before anything is evicted, so that a refusal costs nothing.
+    room_can_be_made = room_can_be_made || CanMakeRoom(bytes);
+    if (room_can_be_made && (table_is_full || evictions < kEvictionsMax)) {
       ++evictions;
       made_room = EvictOldest();
     }
-    if (!made_room && !table_is_full && drains < kDrainsMax) {
+    if (room_can_be_made && !made_room && !table_is_full && drains < kDrainsMax) {
       ++drains;
       made_room = MakeRoom(bytes);
     }
@@ -144,7 +164,10 @@ absl::Status BlockStore::Impl::CommitSlot(uint32_t slot, const BlockKey& key, ui
   // Once committed, the entry may be anybody's.
   const uint64_t slot_bytes = SlotBytes(entry.size_class);
   FreedSlots freed;
-  NQKV_RETURN_IF_ERROR(index_.Commit(slot, key, &freed));
+  NQKV_RETURN_IF_ERROR(index_.Commit(slot, key, Seconds(), &freed));
+  if (info.expected_reuse > 0 && info.expected_reuse <= PartInfo::kLowReuse) {
+    index_.UseAll({&key, 1}, Use::kDemote, Seconds());
+  }
   reserved_bytes_.fetch_sub(slot_bytes, std::memory_order_relaxed);
   FreeSlots(freed);
   return absl::OkStatus();
@@ -175,14 +198,29 @@ bool BlockStore::Impl::EvictOldest() {
   return evicted.blocks > 0;
 }
 
+// Whether somebody can leave so that `bytes` bytes fit. Others may read what could leave by then.
+bool BlockStore::Impl::CanMakeRoom(uint64_t bytes) {
+  if (table_->pinned_parts() == 0 && reserved_bytes_.load(std::memory_order_relaxed) == 0) return true;
+  return pool_.CanMakeRoom(bytes, [this](uint32_t slot) { return IsMovable(slot); });
+}
+
+// Whether the block that the slot belongs to could be evicted. Called under the pool's lock: no stripe's lock is held
+// while the pool is called, so the two cannot wait for each other.
+bool BlockStore::Impl::IsMovable(uint32_t slot) {
+  const SlotEntry& entry = table_->entry(slot);
+  if (entry.state() != SlotState::kCommitted || entry.pins() != 0) return false;
+  if (!entry.has_siblings.load(std::memory_order_relaxed)) return true;
+  if (!table_->TryPin(slot)) return false;  // The key is sure to be this part's while it is pinned.
+  const bool movable = index_.CountPins(entry.key) <= 1;
+  table_->Unpin(slot);
+  return movable;
+}
+
 // Empties the pages that are cheapest to empty; where readers and writers leave no such pages, one slot of the right
 // size.
 bool BlockStore::Impl::MakeRoom(uint64_t bytes) {
   MutexLock lock(&drain_mutex_);
-  const auto movable = [this](uint32_t slot) {
-    const SlotEntry& entry = table_->entry(slot);
-    return entry.state() == SlotState::kCommitted && entry.pins() == 0;
-  };
+  const auto movable = [this](uint32_t slot) { return IsMovable(slot); };
   if (const auto drain = pool_.BeginDrain(bytes, movable)) {
     for (const uint32_t slot : drain->owners) EvictOwner(slot);
     pool_.EndDrain(*drain);
@@ -193,17 +231,24 @@ bool BlockStore::Impl::MakeRoom(uint64_t bytes) {
   return neighbour.has_value();
 }
 
-// Forgets the block that the slot belongs to, unless the slot is free or being read or written by now.
+// Forgets the block that the slot belongs to, unless the slot is free, or the block is being read or written by now.
 void BlockStore::Impl::EvictOwner(uint32_t slot) {
   if (!table_->TryPin(slot)) return;
   const BlockKey key = table_->entry(slot).key;
   table_->Unpin(slot);
   FreedSlots freed;
-  CountEvicted(index_.Delete(key, &freed));
+  CountEvicted(index_.Evict(key, &freed));
   FreeSlots(freed);
 }
 
 void BlockStore::Impl::CountEvicted(const Forgotten& evicted) {
+  if (evicted.blocks == 0) return;
+  const uint32_t now = Seconds();
+  const uint32_t age = now - std::min(now, evicted.used_seconds);
+  const auto& bounds = AgeStats::kBoundsSeconds;
+  const auto bound = std::lower_bound(bounds.begin(), bounds.end(), age);
+  evicted_ages_[static_cast<size_t>(bound - bounds.begin())].fetch_add(1, std::memory_order_relaxed);
+  evicted_ages_sum_.fetch_add(age, std::memory_order_relaxed);
   evicted_blocks_.fetch_add(evicted.blocks, std::memory_order_relaxed);
   evicted_bytes_.fetch_add(evicted.stored_bytes, std::memory_order_relaxed);
 }
@@ -217,6 +262,10 @@ StoreStats BlockStore::Impl::Stats() {
   stats.pinned_bytes = table_->pinned_bytes();
   stats.evicted_blocks_total = evicted_blocks_.load(std::memory_order_relaxed);
   stats.evicted_bytes_total = evicted_bytes_.load(std::memory_order_relaxed);
+  for (size_t i = 0; i < evicted_ages_.size(); ++i) {
+    stats.evicted_ages.counts[i] = evicted_ages_[i].load(std::memory_order_relaxed);
+  }
+  stats.evicted_ages.sum_seconds = evicted_ages_sum_.load(std::memory_order_relaxed);
   stats.damaged_blocks_total = damaged_blocks_.load(std::memory_order_relaxed);
   stats.rejected_reservations_total = rejected_reservations_.load(std::memory_order_relaxed);
   index_.AddStats(&stats);
@@ -267,7 +316,7 @@ absl::Status BlockStore::Impl::CheckSlots(const std::vector<uint32_t>& committed
   return differs("pinned bytes", pinned_bytes, table_->pinned_bytes());
 }
 
-absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(const StorageOptions& options) {
+absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(const StorageOptions& options, const Clock* clock) {
   NQKV_RETURN_IF_ERROR(options.Validate());
   ArenaOptions arena_options = {.bytes = options.host_bytes,
                                 .path = options.arena_path,
@@ -278,7 +327,7 @@ absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(const StorageOpti
       static_cast<uint32_t>(std::min<uint64_t>(options.host_bytes / options.bytes_per_slot, kNoSlot - 1));
   const uint64_t pool_bytes = options.host_bytes - SlotTable::TableBytes(slot_count);
   return std::unique_ptr<BlockStore>(
-      new BlockStore(std::make_unique<Impl>(std::move(arena), slot_count, pool_bytes, options)));
+      new BlockStore(std::make_unique<Impl>(std::move(arena), slot_count, pool_bytes, options, clock)));
 }
 
 BlockStore::BlockStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -301,6 +350,7 @@ absl::StatusOr<Reservation> BlockStore::Reserve(const BlockKey& key, const PartR
   }
   const absl::Status room = impl_->index().CheckRoom(key, range);
   if (absl::IsResourceExhausted(room)) impl_->CountRejected();
+  if (absl::IsAlreadyExists(room)) Settle({&key, 1});
   NQKV_RETURN_IF_ERROR(room);
   const absl::StatusOr<uint32_t> slot = impl_->TakeSlot(key, range, bytes);
   if (!slot.ok()) impl_->CountRejected();
@@ -319,6 +369,9 @@ absl::Status BlockStore::Commit(Reservation reservation, uint64_t bytes, const P
     return absl::InvalidArgumentError(
         absl::StrCat("scope has ", info.scope.size(), " bytes; at most ", kScopeBytesMax));
   }
+  if (!(info.expected_reuse >= 0 && info.expected_reuse <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat("expected_reuse is ", info.expected_reuse, "; 0 to 1"));
+  }
   NQKV_RETURN_IF_ERROR(impl_->CommitSlot(reservation.slot_, reservation.key_, bytes, info));
   reservation.owner_ = nullptr;  // The slot is the index's now.
   return absl::OkStatus();
@@ -333,17 +386,16 @@ BlockPresence BlockStore::Find(const BlockKey& key, const PartRange& range) cons
 size_t BlockStore::MatchPrefix(std::span<const BlockKey> keys, const PartRange& range,
                                std::vector<BlockPresence>* blocks) {
   if (blocks != nullptr) blocks->clear();
-  size_t matched = 0;
-  for (; matched < keys.size(); ++matched) {
-    const BlockPresence presence = Find(keys[matched], range);
-    if (!presence.present) break;
-    if (blocks != nullptr) blocks->push_back(presence);
-  }
+  const size_t matched = impl_->index().CountPrefix(keys, range, blocks);
   Touch(keys.first(matched));
   return matched;
 }
 
-void BlockStore::Touch(std::span<const BlockKey> keys) { impl_->index().Touch(keys); }
+void BlockStore::Touch(std::span<const BlockKey> keys) { impl_->index().UseAll(keys, Use::kTouch, impl_->Seconds()); }
+
+void BlockStore::Settle(std::span<const BlockKey> keys) { impl_->index().UseAll(keys, Use::kSettle, impl_->Seconds()); }
+
+void BlockStore::Demote(std::span<const BlockKey> keys) { impl_->index().UseAll(keys, Use::kDemote, impl_->Seconds()); }
 
 absl::StatusOr<BlockHandle> BlockStore::Get(const BlockKey& key, const PartRange& range) {
   std::vector<PartPin> parts = impl_->index().Get(key, range);

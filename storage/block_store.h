@@ -21,6 +21,7 @@
 #include "storage/block_handle.h"
 #include "storage/block_key.h"
 #include "storage/block_presence.h"
+#include "storage/clock.h"
 #include "storage/options.h"
 #include "storage/stats.h"
 
@@ -33,6 +34,10 @@ struct PartInfo {
   uint8_t provenance = 1;  // As in the block format.
   float floor_error = 0;   // The worst of its planes.
   float token_norm_error = 0;
+  // The chance, above 0 to 1, that the block will be wanted again; 0 when nobody knows. A new block whose chance is at
+  // most kLowReuse is the first to be evicted.
+  static constexpr float kLowReuse = 0.05f;
+  float expected_reuse = 0;
 };
 
 class BlockStore {
@@ -41,7 +46,9 @@ class BlockStore {
   //   INVALID_ARGUMENT    options (see StorageOptions).
   //   RESOURCE_EXHAUSTED  the memory or the file cannot be allocated; says how much was asked for and how much is free.
   //   ALREADY_EXISTS      another process holds the arena's file.
-  static absl::StatusOr<std::unique_ptr<BlockStore>> Create(const StorageOptions& options);
+  // `clock` tells the ages of blocks and outlives the store; the machine's own when null.
+  static absl::StatusOr<std::unique_ptr<BlockStore>> Create(const StorageOptions& options,
+                                                            const Clock* clock = nullptr);
   ~BlockStore();
 
   // Whether a part of this range may be added to the block, as far as one can know without reserving.
@@ -54,11 +61,11 @@ class BlockStore {
   uint64_t part_bytes_max() const;
 
   // Memory for a part that is about to be encoded: at least `bytes` bytes, all of the slot; its content is unspecified.
-  // Evicts if it must. The range is what will be committed. Neither a second reservation of a range nor a commit of it
-  // by somebody else is an error.
+  // Evicts if it must, and nothing when it sees that no room can be made. The range is what will be committed. Neither
+  // a second reservation of a range nor a commit of it by somebody else is an error.
   //
   // Errors:
-  //   ALREADY_EXISTS      the committed parts cover the range.
+  //   ALREADY_EXISTS      the committed parts cover the range; the block is settled (see Settle).
   //   INVALID_ARGUMENT    empty range, 0 bytes.
   //   RESOURCE_EXHAUSTED  no room: everything else is pinned, reserved, or `bytes` is more than the store can ever hold
   //                       (then the message says so); the block has too many parts.
@@ -70,8 +77,7 @@ class BlockStore {
   // Errors (the reservation's memory is given back):
   //   ALREADY_EXISTS      the committed parts cover the range by now.
   //   INVALID_ARGUMENT    an empty reservation or another store's, 0 bytes or more than the reservation has, a scope
-  //   over
-  //                       32 bytes.
+  //                       over 32 bytes, an expected_reuse that is none.
   //   RESOURCE_EXHAUSTED  the block has too many parts by now.
   absl::Status Commit(Reservation reservation, uint64_t bytes, const PartInfo& info);
 
@@ -82,10 +88,18 @@ class BlockStore {
   // most recent. Fills `blocks`, when given, with one entry a matched key.
   size_t MatchPrefix(std::span<const BlockKey> keys, const PartRange& range, std::vector<BlockPresence>* blocks);
 
-  // Marks blocks as just used, from last to first.
+  // Each works from the last key to the first, so that of one request's blocks, given in the order of its tokens, the
+  // head is the most recent and the last to be evicted.
+  //
+  // The blocks were wanted again.
   void Touch(std::span<const BlockKey> keys);
+  // The blocks belong to a request that is served now, which says nothing of whether they will be wanted again: for
+  // what has just been stored.
+  void Settle(std::span<const BlockKey> keys);
+  // This was the blocks' last use: they are evicted before all others.
+  void Demote(std::span<const BlockKey> keys);
 
-  // Pins the parts that cover `range` and touches the block.
+  // Pins the parts that cover `range`. Does not touch: the caller touches the blocks of a request together.
   //
   // Errors:
   //   NOT_FOUND           the range is not covered.

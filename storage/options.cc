@@ -20,7 +20,8 @@ absl::Status StorageOptions::Validate() const {
         absl::StrCat("index_stripes is ", index_stripes, "; a power of two from 1 to 1024"));
   }
   if (!IsEvictionPolicy(eviction_policy)) {
-    return absl::InvalidArgumentError(absl::StrCat("eviction_policy is \"", eviction_policy, "\"; lru is known"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("eviction_policy is \"", eviction_policy, "\"; ", EvictionPolicyNames(), " are known"));
   }
   return absl::OkStatus();
 }

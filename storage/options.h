@@ -21,7 +21,7 @@ struct StorageOptions {
   // fill the table before they fill the memory. A power of two, 1 KiB to 1 MiB.
   uint64_t bytes_per_slot = 16 << 10;
   uint32_t index_stripes = 16;  // A power of two, at most 1024.
-  std::string eviction_policy = "lru";
+  std::string eviction_policy = "slru";
 
   // INVALID_ARGUMENT naming the option.
   absl::Status Validate() const;

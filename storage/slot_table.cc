@@ -39,6 +39,7 @@ uint32_t SlotTable::Acquire() {
   const uint32_t slot = free_;
   free_ = static_cast<uint32_t>(entries_[slot].next);
   --free_count_;
+  entries_[slot].has_siblings.store(false, std::memory_order_relaxed);
   entries_[slot].word.store(kReservedWord, std::memory_order_relaxed);
   return slot;
 }

@@ -24,7 +24,7 @@ inline constexpr uint32_t kNoSlot = UINT32_MAX;
 
 enum class SlotState : uint8_t { kFree = 0, kReserved = 1, kCommitted = 2, kGone = 3 };
 
-// Everything but `word` is written by the owner of a reservation only, and is constant while committed or gone.
+// Everything but the atomics is written by the owner of a reservation only, and is constant while committed or gone.
 struct SlotEntry {
   BlockKey key;
   PartRange range;
@@ -40,6 +40,7 @@ struct SlotEntry {
   float token_norm_error = 0;
   SizeClass size_class = 0;  // Of the slot's memory.
   uint8_t provenance = 0;
+  std::atomic<bool> has_siblings = false;  // The block has, or has had, more parts than this one.
 
   SlotState state() const { return static_cast<SlotState>(word.load(std::memory_order_acquire) >> 30); }
   uint32_t pins() const { return word.load(std::memory_order_acquire) & ((1u << 30) - 1); }

@@ -14,6 +14,14 @@ struct SizeClassStats {
   uint64_t used_slots = 0;
 };
 
+// How long evicted blocks had not been used.
+struct AgeStats {
+  static constexpr std::array<uint32_t, 8> kBoundsSeconds = {1, 10, 60, 300, 1800, 7200, 28'800, 86'400};
+
+  std::array<uint64_t, kBoundsSeconds.size() + 1> counts = {};  // Of ages up to each bound, and above the last.
+  uint64_t sum_seconds = 0;
+};
+
 struct StoreStats {
   uint64_t capacity_bytes = 0;  // Of the arena, without its slot table.
   uint64_t used_bytes = 0;      // Slots that are taken, rounding included: committed, reserved, and gone but pinned.
@@ -26,6 +34,7 @@ struct StoreStats {
   uint64_t pinned_bytes = 0;
   uint64_t evicted_blocks_total = 0;
   uint64_t evicted_bytes_total = 0;
+  AgeStats evicted_ages;  // One a block evicted.
   uint64_t damaged_blocks_total = 0;
   uint64_t rejected_reservations_total = 0;
   uint64_t free_bytes = 0;              // Of pages that belong to no class.

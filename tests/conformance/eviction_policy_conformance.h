@@ -37,14 +37,14 @@ TEST_P(EvictionPolicyConformanceTest, HasNoVictimWhenEmpty) {
 }
 
 TEST_P(EvictionPolicyConformanceTest, NextDoesNotRemove) {
-  policy_->Insert(3, 1);
+  policy_->Insert(3, 10, 1);
   EXPECT_EQ(policy_->Next()->block, 3u);
   EXPECT_EQ(policy_->Next()->block, 3u);
   EXPECT_EQ(policy_->CountBlocks(), 1u);
 }
 
 TEST_P(EvictionPolicyConformanceTest, GivesEachBlockOnce) {
-  for (BlockId block = 0; block < kBlocks; ++block) policy_->Insert(block, block + 1);
+  for (BlockId block = 0; block < kBlocks; ++block) policy_->Insert(block, 10, block + 1);
   std::set<BlockId> taken;
   for (BlockId block = 0; block < kBlocks; ++block) taken.insert(TakeNext());
   EXPECT_EQ(taken.size(), kBlocks);
@@ -52,7 +52,7 @@ TEST_P(EvictionPolicyConformanceTest, GivesEachBlockOnce) {
 }
 
 TEST_P(EvictionPolicyConformanceTest, ARemovedBlockIsNoVictim) {
-  for (BlockId block = 0; block < 3; ++block) policy_->Insert(block, block + 1);
+  for (BlockId block = 0; block < 3; ++block) policy_->Insert(block, 10, block + 1);
   policy_->Remove(0);
   policy_->Remove(2);
   EXPECT_EQ(TakeNext(), 1u);
@@ -60,7 +60,7 @@ TEST_P(EvictionPolicyConformanceTest, ARemovedBlockIsNoVictim) {
 }
 
 TEST_P(EvictionPolicyConformanceTest, ARenamedBlockKeepsItsPlace) {
-  for (BlockId block = 0; block < 3; ++block) policy_->Insert(block, block + 1);
+  for (BlockId block = 0; block < 3; ++block) policy_->Insert(block, 10, block + 1);
   const auto first = *policy_->Next();
   policy_->Rename(first.block, 40);
   EXPECT_EQ(policy_->Next()->block, 40u);
@@ -69,10 +69,33 @@ TEST_P(EvictionPolicyConformanceTest, ARenamedBlockKeepsItsPlace) {
 }
 
 TEST_P(EvictionPolicyConformanceTest, ABlockJustTouchedIsNotTheVictim) {
-  for (BlockId block = 0; block < 3; ++block) policy_->Insert(block, block + 1);
+  for (BlockId block = 0; block < 3; ++block) policy_->Insert(block, 10, block + 1);
   const BlockId first = policy_->Next()->block;
   policy_->Touch(first, 10);
   EXPECT_NE(policy_->Next()->block, first);
+}
+
+TEST_P(EvictionPolicyConformanceTest, ABlockJustSettledIsNotTheVictim) {
+  for (BlockId block = 0; block < 3; ++block) policy_->Insert(block, 10, block + 1);
+  const BlockId first = policy_->Next()->block;
+  policy_->Settle(first, 10);
+  EXPECT_NE(policy_->Next()->block, first);
+}
+
+TEST_P(EvictionPolicyConformanceTest, ADemotedBlockIsTheVictimUntilItIsTouched) {
+  for (BlockId block = 0; block < 4; ++block) policy_->Insert(block, 10, block + 1);
+  policy_->Touch(3, 10);
+  policy_->Demote(3);
+  EXPECT_EQ(policy_->Next()->block, 3u);
+  EXPECT_EQ(policy_->Next()->used, 0u);
+  policy_->Touch(3, 11);
+  EXPECT_NE(policy_->Next()->block, 3u);
+}
+
+TEST_P(EvictionPolicyConformanceTest, OrderIsThatOfUse) {
+  for (BlockId block = 0; block < 10; ++block) policy_->Insert(block, 10, block + 1);
+  for (const BlockId block : {4u, 2u}) policy_->Settle(block, 20 - block);
+  for (const BlockId expected : {0u, 1u, 3u, 5u, 6u, 7u, 8u, 9u, 4u, 2u}) EXPECT_EQ(TakeNext(), expected);
 }
 
 TEST_P(EvictionPolicyConformanceTest, HoldsWhatRandomCallsLeave) {
@@ -81,10 +104,16 @@ TEST_P(EvictionPolicyConformanceTest, HoldsWhatRandomCallsLeave) {
   for (uint64_t now = 1; now < 20'000; ++now) {
     const BlockId block = random() % kBlocks;
     if (!held.contains(block)) {
-      policy_->Insert(block, now);
+      policy_->Insert(block, 10, now);
       held.insert(block);
     } else if (random() % 2 == 0) {
       policy_->Touch(block, now);
+    } else if (random() % 4 == 0) {
+      policy_->Settle(block, now);
+    } else if (random() % 4 == 0) {
+      policy_->Reweigh(block, random() % 100);
+    } else if (random() % 8 == 0) {
+      policy_->Demote(block);
     } else if (const BlockId name = random() % kBlocks; random() % 2 == 0 && !held.contains(name)) {
       policy_->Rename(block, name);
       held.erase(block);

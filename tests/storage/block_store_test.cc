@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,15 @@ BlockKey Key(absl::string_view name, CacheId cache = 1, TenantId tenant = 0) {
 }
 
 BlockKey Key(int number) { return Key(absl::StrCat("key-", number)); }
+
+class FakeClock : public Clock {
+ public:
+  std::chrono::nanoseconds Now() const override { return now_; }
+  void Advance(std::chrono::nanoseconds time) { now_ += time; }
+
+ private:
+  std::chrono::nanoseconds now_ = std::chrono::hours(1);
+};
 
 class BlockStoreTest : public ::testing::Test {
  protected:
@@ -224,6 +235,92 @@ TEST_F(BlockStoreTest, EvictsTheLeastRecentlyUsed) {
   ASSERT_EQ(Put(Key(stored++), 100'000), absl::OkStatus());
   EXPECT_TRUE(Has(Key(1)));
   EXPECT_FALSE(Has(Key(2)));
+}
+
+TEST_F(BlockStoreTest, WhatWasWantedAgainOutlivesManyNewBlocks) {
+  for (int i = 0; i < 30; ++i) ASSERT_EQ(Put(Key(i), 100'000), absl::OkStatus());
+  EXPECT_EQ(store_->MatchPrefix({{Key(0)}}, kWhole, nullptr), 1u);
+  for (int i = 30; i < 100; ++i) ASSERT_EQ(Put(Key(i), 100'000), absl::OkStatus());
+  EXPECT_TRUE(Has(Key(0)));
+  EXPECT_FALSE(Has(Key(30)));
+}
+
+TEST_F(BlockStoreTest, ADemotedBlockIsTheFirstToGo) {
+  Open({.host_bytes = 4 << 20, .index_stripes = 1});
+  for (int i = 0; i < 30; ++i) ASSERT_EQ(Put(Key(i), 100'000), absl::OkStatus());
+  store_->Touch({{Key(20)}});
+  store_->Demote({{Key(20)}});
+  for (int i = 30; Has(Key(0)) && i < 100; ++i) ASSERT_EQ(Put(Key(i), 100'000), absl::OkStatus());
+  EXPECT_FALSE(Has(Key(20)));
+}
+
+TEST_F(BlockStoreTest, ABlockThatIsHardlyExpectedAgainIsTheFirstToGo) {
+  Open({.host_bytes = 4 << 20, .index_stripes = 1});
+  for (int i = 0; i < 30; ++i) {
+    const float expected_reuse = i == 20 ? 0.01f : i == 21 ? 0.5f : 0;
+    ASSERT_EQ(Put(Key(i), 100'000, 'x', kWhole, {.expected_reuse = expected_reuse}), absl::OkStatus());
+  }
+  for (int i = 30; Has(Key(20)) && i < 100; ++i) ASSERT_EQ(Put(Key(i), 100'000), absl::OkStatus());
+  EXPECT_FALSE(Has(Key(20)));
+  EXPECT_EQ(store_->Stats().evicted_blocks_total, 1u);
+  for (const float wrong : {-0.1f, 1.1f, std::nanf("")}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(Put(Key("w"), 10, 'x', kWhole, {.expected_reuse = wrong})));
+  }
+}
+
+TEST_F(BlockStoreTest, SettlingARequestsBlocksKeepsItsHeadLongest) {
+  Open({.host_bytes = 4 << 20, .index_stripes = 1});
+  std::vector<BlockKey> chain;
+  for (int i = 0; i < 20; ++i) chain.push_back(Key(i));
+  for (const BlockKey& key : chain) ASSERT_EQ(Put(key, 100'000), absl::OkStatus());
+  store_->Settle(chain);
+  for (int i = 100; Has(Key(19)); ++i) ASSERT_EQ(Put(Key(i), 100'000), absl::OkStatus());
+  for (int i = 0; i < 19; ++i) EXPECT_TRUE(Has(Key(i)));
+}
+
+TEST_F(BlockStoreTest, TellsForHowLongEvictedBlocksHadNotBeenUsed) {
+  FakeClock clock;
+  store_ = *BlockStore::Create({.host_bytes = 4 << 20}, &clock);
+  ASSERT_EQ(Put(Key(0), 100'000), absl::OkStatus());
+  ASSERT_EQ(Put(Key(1), 100'000), absl::OkStatus());
+  clock.Advance(std::chrono::seconds(100));
+  store_->Settle({{Key(1)}});
+  clock.Advance(std::chrono::seconds(5));
+  for (int i = 2; Has(Key(0)) || Has(Key(1)); ++i) ASSERT_EQ(Put(Key(i), 100'000), absl::OkStatus());
+  const StoreStats stats = store_->Stats();
+  uint64_t blocks = 0;
+  for (const uint64_t count : stats.evicted_ages.counts) blocks += count;
+  EXPECT_EQ(blocks, stats.evicted_blocks_total);
+  EXPECT_EQ(stats.evicted_ages.counts[3], 1u);  // 105 s: of 60 to 300.
+  EXPECT_EQ(stats.evicted_ages.counts[1], 1u);  // 5 s: of 1 to 10.
+  EXPECT_EQ(stats.evicted_ages.sum_seconds, 110u);
+}
+
+TEST_F(BlockStoreTest, ARefusedReservationEvictsNothing) {
+  // All over the memory blocks that are read, and small ones between them that are not.
+  std::vector<BlockHandle> handles;
+  for (int i = 0; i < 12; ++i) {
+    ASSERT_EQ(Put(Key(i), 300'000), absl::OkStatus());
+    handles.push_back(*store_->Get(Key(i), kWhole));
+  }
+  for (int i = 100; i < 120; ++i) ASSERT_EQ(Put(Key(i), 10'000), absl::OkStatus());
+  const uint64_t blocks = store_->Stats().blocks;
+  EXPECT_TRUE(absl::IsResourceExhausted(store_->Reserve(Key("large"), kWhole, 2'000'000).status()));
+  EXPECT_EQ(store_->Stats().evicted_blocks_total, 0u);
+  EXPECT_EQ(store_->Stats().blocks, blocks);
+  handles.clear();
+  EXPECT_EQ(Put(Key("large"), 2'000'000), absl::OkStatus());
+}
+
+TEST_F(BlockStoreTest, ABlockOfWhichAPartIsReadKeepsAllParts) {
+  ASSERT_EQ(Put(Key("read"), 50'000, 'a', Heads(0, 4)), absl::OkStatus());
+  ASSERT_EQ(Put(Key("read"), 50'000, 'b', Heads(4, 8)), absl::OkStatus());
+  const auto handle = store_->Get(Key("read"), Heads(0, 4));
+  ASSERT_TRUE(handle.ok());
+  for (int i = 0; i < 200; ++i)
+    ASSERT_EQ(Put(Key(i), 20'000 + 5'000 * static_cast<uint64_t>(i % 40)), absl::OkStatus());
+  EXPECT_GT(store_->Stats().evicted_blocks_total, 100u);
+  EXPECT_TRUE(Has(Key("read")));
 }
 
 TEST_F(BlockStoreTest, MatchPrefixKeepsTheHeadOfAChainLongest) {

@@ -14,7 +14,7 @@ INSTANTIATE_TEST_SUITE_P(Lru, EvictionPolicyConformanceTest, ::testing::Values("
 TEST(LruPolicyTest, TheVictimIsTheLeastRecentlyUsed) {
   std::vector<EvictionLink> links(4);
   LruPolicy policy(links);
-  for (BlockId block = 0; block < 4; ++block) policy.Insert(block, block + 1);
+  for (BlockId block = 0; block < 4; ++block) policy.Insert(block, 10, block + 1);
   policy.Touch(0, 5);
   policy.Touch(2, 6);
   for (const BlockId expected : {1u, 3u, 0u, 2u}) {
@@ -26,8 +26,8 @@ TEST(LruPolicyTest, TheVictimIsTheLeastRecentlyUsed) {
 TEST(LruPolicyTest, TellsWhenTheVictimWasUsed) {
   std::vector<EvictionLink> links(2);
   LruPolicy policy(links);
-  policy.Insert(0, 7);
-  policy.Insert(1, 8);
+  policy.Insert(0, 10, 7);
+  policy.Insert(1, 10, 8);
   EXPECT_EQ(policy.Next()->used, 7u);
   policy.Touch(0, 9);
   EXPECT_EQ(policy.Next()->used, 8u);
