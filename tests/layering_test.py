@@ -27,6 +27,7 @@ HEADER_FAMILIES = [
     ("civetweb", r"(CivetServer|civetweb)\.h$"),
     ("spdlog", r"(spdlog|fmt)/"),
     ("json", r"nlohmann/"),
+    ("zstd", r"zstd\.h$"),
     ("gtest", r"(gtest|gmock)/"),
     ("benchmark", r"benchmark/"),
     ("nanobind", r"nanobind/"),
@@ -57,7 +58,7 @@ OUTSIDE = {
     "service": {"std", "absl", "grpc", "protobuf", "generated", "prometheus", "civetweb", "spdlog", "json"},
     "client": {"std", "absl", "grpc", "protobuf", "generated", "json", "nanobind"},
     "tests": {"std", "absl", "grpc", "protobuf", "generated", "openssl", "isal", "prometheus", "civetweb", "spdlog",
-              "json", "gtest", "benchmark", "boost", "installed"},
+              "json", "gtest", "benchmark", "boost", "installed", "zstd"},
 }
 INSIDE = {
     "proto": {"proto"},

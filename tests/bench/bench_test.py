@@ -2,11 +2,13 @@
 """What nqkv-bench owes whoever reads its rows. Usage: bench_test.py NQKV-BENCH"""
 
 import json
+import pathlib
 import subprocess
 import sys
 import unittest
 
 BENCH = ""
+TRACES = pathlib.Path(__file__).resolve().parent.parent / "data" / "traces"
 FIELDS = ["suite", "case", "value", "unit", "baseline", "baseline_value", "ratio", "bound", "bound_ratio", "repeats", "spread_pct",
           "threads", "machine"]
 
@@ -35,6 +37,25 @@ class BenchTest(unittest.TestCase):
                 self.assertEqual(code, 3)
                 self.assertIsNone(row["ratio"])
                 self.assertTrue(row["reason"])
+
+    def test_the_store_follows_the_policy_on_a_trace(self):
+        code, rows, _ = run("trace", str(TRACES / "mooncake-conversation.jsonl.zst"), "--filter=/2%/")
+        self.assertEqual(code, 0)
+        rows = {row["case"].rsplit("/", 1)[1]: row for row in rows}
+        self.assertEqual(set(rows), {"raw", "raw-lru", "4bit", "4bit-prefill", "recut"})
+        for case in ("raw", "raw-lru", "recut"):
+            self.assertAlmostEqual(rows[case]["value"], rows[case]["baseline_value"], delta=1.0)
+        self.assertGreater(rows["4bit"]["ratio"], 2)
+
+    def test_a_trace_that_is_not_there_is_named(self):
+        code, rows, errors = run("trace", "/nowhere.jsonl")
+        self.assertEqual((code, rows), (1, []))
+        self.assertIn("/nowhere.jsonl", errors)
+
+    def test_store_rows_compare_with_one_thread(self):
+        code, rows, _ = run("store", "--filter=put-evict/t2", "--repeats=1")
+        self.assertEqual((code, [row["case"] for row in rows]), (0, ["put-evict/t2"]))
+        self.assertGreater(rows[0]["ratio"], 0)
 
     def test_refuses_an_unknown_suite(self):
         code, rows, errors = run("speed")

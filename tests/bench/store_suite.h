@@ -1,0 +1,20 @@
+// The store alone: how fast blocks are found and replaced.
+//
+// lookup-prefix<n>: MatchPrefix of n-key prefixes among 2 million blocks, in random order, touching included;
+// lookup-zipf<n>: prefixes that are asked for as often as Zipf's law says. put-evict: a new small block into a full
+// store, which evicts one; nothing is encoded. /t<n> is the number of threads. Rates are millions a second: with one
+// thread of its processor time, so that other processes that take the core away do not count; with several of wall
+// time. The baseline of every case is the same with one thread in wall time, run in turns with it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tests/bench/report.h"
+
+namespace nqkv::bench {
+
+// Only the cases whose name contains `filter`.
+std::vector<Row> RunStoreSuite(const std::string& filter, size_t repeats);
+
+}  // namespace nqkv::bench
