@@ -101,14 +101,12 @@ struct PagedRows {
   int64_t token_stride = 0;
   int64_t head_stride = 0;
   Divisor page_tokens;
-  bool vectors = false;  // The strides are multiples of 16.
 
   explicit PagedRows(const DevicePlaneLayout& layout)
       : page_stride(layout.page_stride),
         token_stride(layout.token_stride),
         head_stride(layout.head_stride),
-        page_tokens(layout.page_tokens),
-        vectors((layout.page_stride | layout.token_stride | layout.head_stride) % 16 == 0) {}
+        page_tokens(layout.page_tokens) {}
 
   // Bytes from the base to the row of `token` and `head`.
   __device__ __forceinline__ int64_t Offset(uint32_t token, uint32_t head, const int32_t* pages) const {
@@ -161,5 +159,24 @@ template <>
 struct ElementBits<Dtype::kFloat32> {
   using Type = uint32_t;
 };
+
+// Eight neighbouring elements, 16 bytes at a time where the target is aligned to them.
+template <Dtype kDtype>
+__device__ __forceinline__ void StoreEight(std::byte* target, const uint32_t (&bits)[8]) {
+  if constexpr (kDtype == Dtype::kFloat32) {
+    if (IsAligned(target, 16)) {
+      Store(target, make_uint4(bits[0], bits[1], bits[2], bits[3]));
+      Store(target + 16, make_uint4(bits[4], bits[5], bits[6], bits[7]));
+      return;
+    }
+  } else if (IsAligned(target, 16)) {
+    Store(target, make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
+                             bits[6] | bits[7] << 16));
+    return;
+  }
+  using Bits = typename ElementBits<kDtype>::Type;
+  NQKV_UNROLL
+  for (uint32_t i = 0; i < 8; ++i) Store(target + i * sizeof(Bits), static_cast<Bits>(bits[i]));
+}
 
 }  // namespace nqkv::device

@@ -20,9 +20,10 @@ absl::Status CheckShape(const PlaneShape& shape) {
                                                  " heads and ", shape.channels, " channels"));
 }
 
-absl::Status CheckCodec(const PlaneCodec& codec) {
-  NQKV_RETURN_IF_ERROR(ValidatePlaneCodec(codec));
-  if (codec.id == CodecId::kNqkv4 && codec.layout == PlaneLayout::kHead) return absl::OkStatus();
+absl::Status CheckCodec(const PlaneCodec& codec, const PlaneShape& shape) {
+  NQKV_RETURN_IF_ERROR(ValidatePlaneCodec(codec, shape.channels));
+  const bool has_kernels = codec.id == CodecId::kRaw || codec.id == CodecId::kNqkv4;
+  if (has_kernels && codec.layout == PlaneLayout::kHead) return absl::OkStatus();
   return absl::UnimplementedError(absl::StrCat("codec: ", PlaneCodecName(codec), " has no kernels"));
 }
 
@@ -42,13 +43,13 @@ absl::Status CheckLayout(const DevicePlaneLayout& layout, Dtype dtype) {
 
 absl::Status CheckDeviceEncode(const DeviceEncodeArgs& args) {
   NQKV_RETURN_IF_ERROR(CheckShape(args.shape));
-  NQKV_RETURN_IF_ERROR(CheckCodec(args.codec));
+  NQKV_RETURN_IF_ERROR(CheckCodec(args.codec, args.shape));
   return CheckLayout(args.layout, args.shape.dtype);
 }
 
 absl::Status CheckDeviceDecode(const DeviceDecodeArgs& args) {
   NQKV_RETURN_IF_ERROR(CheckShape(args.shape));
-  NQKV_RETURN_IF_ERROR(CheckCodec(args.codec));
+  NQKV_RETURN_IF_ERROR(CheckCodec(args.codec, args.shape));
   if (args.head_begin >= args.head_end || args.head_end > args.shape.heads) {
     return absl::InvalidArgumentError(
         absl::StrCat("heads: [", args.head_begin, ", ", args.head_end, ") of ", args.shape.heads));

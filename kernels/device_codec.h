@@ -19,8 +19,8 @@ namespace nqkv {
 //
 //     base + page(t) * page_stride + (t % page_tokens) * token_stride + h * head_stride + d * DtypeBytes
 //
-// where page(t) is t / page_tokens, or what the job's page table has in that place. Strides are multiples of the
-// element's size; with multiples of 16 and such a base the kernels read and write 16 bytes at a time.
+// where page(t) is t / page_tokens, or what the job's page table has in that place. Strides and bases are multiples of
+// the element's size; rows that begin at multiples of 16 are read and written 16 bytes at a time.
 struct DevicePlaneLayout {
   int64_t page_stride = 0;
   int64_t token_stride = 0;
@@ -84,11 +84,20 @@ absl::Status CheckDeviceDecode(const DeviceDecodeArgs& args);
 absl::Status EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
 absl::Status DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 
+struct DeviceCrcJob {
+  const std::byte* data = nullptr;
+  uint32_t* crc = nullptr;  // The result: CRC32C of the bytes.
+  uint32_t bytes = 0;  // At least 4.
+};
+absl::Status Crc32cOnDevice(const DeviceCrcJob* jobs, uint32_t job_count, StreamView stream);
+
 // Called by those above, which have checked the arguments.
+absl::Status RawEncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
+absl::Status RawDecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 absl::Status Nqkv4EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
 absl::Status Nqkv4DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 
-// The plane's result from its heads', in order; without the CRC, which is the caller's to compute.
+// The plane's result from its heads', in order; without the CRC, which Crc32cOnDevice finds.
 EncodeResult FoldHeads(std::span<const DeviceHeadSums> heads);
 
 }  // namespace nqkv

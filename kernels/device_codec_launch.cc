@@ -6,12 +6,12 @@ namespace nqkv {
 
 absl::Status EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream) {
   NQKV_RETURN_IF_ERROR(CheckDeviceEncode(args));
-  return Nqkv4EncodeOnDevice(args, stream);
+  return args.codec.id == CodecId::kRaw ? RawEncodeOnDevice(args, stream) : Nqkv4EncodeOnDevice(args, stream);
 }
 
 absl::Status DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream) {
   NQKV_RETURN_IF_ERROR(CheckDeviceDecode(args));
-  return Nqkv4DecodeOnDevice(args, stream);
+  return args.codec.id == CodecId::kRaw ? RawDecodeOnDevice(args, stream) : Nqkv4DecodeOnDevice(args, stream);
 }
 
 }  // namespace nqkv

@@ -34,5 +34,6 @@ absl::Status CopyOnDevice(std::byte*, const std::byte*, size_t, StreamView) { re
 
 absl::Status EncodeOnDevice(const DeviceEncodeArgs&, StreamView) { return NoCuda(); }
 absl::Status DecodeOnDevice(const DeviceDecodeArgs&, StreamView) { return NoCuda(); }
+absl::Status Crc32cOnDevice(const DeviceCrcJob*, uint32_t, StreamView) { return NoCuda(); }
 
 }  // namespace nqkv

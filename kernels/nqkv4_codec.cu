@@ -1,11 +1,9 @@
 // Launches nqkv4's kernels: picks kernel and grid.
-#include <algorithm>
 #include <bit>
 
-#include "kernels/cuda_status.h"
 #include "kernels/device_codec.h"
+#include "kernels/device_launch.cuh"
 #include "kernels/nqkv4_codec_kernels.cuh"
-#include "kernels/status_macros.h"
 
 namespace nqkv {
 
@@ -15,12 +13,10 @@ using device::Nqkv4DecodeLaunch;
 using device::Nqkv4EncodeLaunch;
 using device::Nqkv4EncodeShared;
 
-cudaStream_t ToCuda(StreamView stream) { return static_cast<cudaStream_t>(stream.handle()); }
-
 // As many rows a step as fit, and at least one.
 uint32_t StepRows(const PlaneShape& shape, uint32_t groups) {
   uint32_t rows = kNqkv4StepRowsMax;
-  while (rows > 1 && Nqkv4EncodeShared(shape, groups, rows).bytes > kNqkv4SharedBytes) --rows;
+  while (rows > 1 && Nqkv4EncodeShared(shape, groups, rows).bytes > device::kSharedBytes) --rows;
   return rows;
 }
 
@@ -45,71 +41,46 @@ DecodeKernel DecodeKernelOf(Dtype dtype) {
                                    : &device::Nqkv4DecodeKernel<Dtype::kFloat32>;
 }
 
-// Calls `launch(first job, jobs)` for as many jobs as a grid may have at a time.
-template <typename Launch>
-absl::Status ForEachGrid(uint32_t job_count, Launch launch) {
-  for (uint32_t first = 0; first < job_count; first += kDeviceJobsMax) {
-    NQKV_RETURN_IF_ERROR(launch(first, std::min(kDeviceJobsMax, job_count - first)));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::Status Nqkv4EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream) {
   const Nqkv4Layout layout(args.codec, args.shape);
   const auto groups = static_cast<uint32_t>(layout.groups);
   const uint32_t step_rows = StepRows(args.shape, groups);
-  Nqkv4EncodeLaunch launch{.jobs = args.jobs,
-                           .rows = device::PagedRows(args.layout),
-                           .shared = Nqkv4EncodeShared(args.shape, groups, step_rows),
-                           .tokens = args.shape.tokens,
-                           .channels = args.shape.channels,
-                           .groups = groups,
-                           .step_rows = step_rows,
-                           .strip_bytes = static_cast<uint32_t>(layout.strip_bytes())};
+  const Nqkv4EncodeLaunch launch{.jobs = args.jobs,
+                                 .rows = device::PagedRows(args.layout),
+                                 .shared = Nqkv4EncodeShared(args.shape, groups, step_rows),
+                                 .tokens = args.shape.tokens,
+                                 .channels = args.shape.channels,
+                                 .groups = groups,
+                                 .step_rows = step_rows,
+                                 .strip_bytes = static_cast<uint32_t>(layout.strip_bytes())};
   const EncodeKernel kernel = EncodeKernelOf(args.shape.dtype, args.codec.scale_group);
-  if (launch.shared.bytes > kNqkv4SharedBytes) {
-    NQKV_RETURN_IF_ERROR(CudaStatus(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                         static_cast<int>(launch.shared.bytes)),
-                                    "encode nqkv4: shared memory"));
-  }
-  return ForEachGrid(args.job_count, [&](uint32_t first, uint32_t jobs) {
-    launch.jobs = args.jobs + first;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(args.shape.heads, jobs);
-    config.blockDim = dim3(kNqkv4EncodeThreads);
-    config.dynamicSmemBytes = launch.shared.bytes;
-    config.stream = ToCuda(stream);
-    return CudaStatus(cudaLaunchKernelEx(&config, kernel, launch), "encode nqkv4");
-  });
+  return device::LaunchForJobs(
+      kernel, launch, args.job_count,
+      {.blocks = args.shape.heads, .threads = kNqkv4EncodeThreads, .shared_bytes = launch.shared.bytes}, stream,
+      "encode nqkv4");
 }
 
 absl::Status Nqkv4DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream) {
   const Nqkv4Layout layout(args.codec, args.shape);
   const uint32_t heads = args.head_end - args.head_begin, row_pieces = (args.shape.channels + 15) / 16;
-  Nqkv4DecodeLaunch launch{.jobs = args.jobs,
-                           .rows = device::PagedRows(args.layout),
-                           .row_pieces = device::Divisor(row_pieces),
-                           .tokens = device::Divisor(args.shape.tokens),
-                           .pieces = heads * args.shape.tokens * row_pieces,
-                           .channels = args.shape.channels,
-                           .groups = static_cast<uint32_t>(layout.groups),
-                           .group_shift = static_cast<uint32_t>(std::countr_zero(args.codec.scale_group)),
-                           .strip_bytes = static_cast<uint32_t>(layout.strip_bytes()),
-                           .head_begin = args.head_begin,
-                           .vectors = false};
-  launch.vectors = launch.rows.vectors && args.shape.channels % 16 == 0 && launch.strip_bytes % 8 == 0;
-  const DecodeKernel kernel = DecodeKernelOf(args.dtype);
-  return ForEachGrid(args.job_count, [&](uint32_t first, uint32_t jobs) {
-    launch.jobs = args.jobs + first;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3((launch.pieces + kNqkv4DecodeThreads - 1) / kNqkv4DecodeThreads, jobs);
-    config.blockDim = dim3(kNqkv4DecodeThreads);
-    config.dynamicSmemBytes = 16 * sizeof(float);
-    config.stream = ToCuda(stream);
-    return CudaStatus(cudaLaunchKernelEx(&config, kernel, launch), "decode nqkv4");
-  });
+  const Nqkv4DecodeLaunch launch{.jobs = args.jobs,
+                                 .rows = device::PagedRows(args.layout),
+                                 .row_pieces = device::Divisor(row_pieces),
+                                 .tokens = device::Divisor(args.shape.tokens),
+                                 .pieces = heads * args.shape.tokens * row_pieces,
+                                 .channels = args.shape.channels,
+                                 .groups = static_cast<uint32_t>(layout.groups),
+                                 .group_shift = static_cast<uint32_t>(std::countr_zero(args.codec.scale_group)),
+                                 .strip_bytes = static_cast<uint32_t>(layout.strip_bytes()),
+                                 .head_begin = args.head_begin,
+                                 .vectors = args.shape.channels % 16 == 0 && layout.strip_bytes() % 8 == 0};
+  return device::LaunchForJobs(DecodeKernelOf(args.dtype), launch, args.job_count,
+                               {.blocks = (launch.pieces + kNqkv4DecodeThreads - 1) / kNqkv4DecodeThreads,
+                                .threads = kNqkv4DecodeThreads,
+                                .shared_bytes = 16 * sizeof(float)},
+                               stream, "decode nqkv4");
 }
 
 }  // namespace nqkv

@@ -245,7 +245,7 @@ __device__ __forceinline__ void LoadRow(const Nqkv4EncodeLaunch& launch, const s
   const SharedArray<std::byte> tile(launch.shared.tile, launch.step_rows * launch.shared.tile_stride);
   const uint32_t begin = row * launch.shared.tile_stride;
   const uint32_t bytes = launch.channels * sizeof(Bits);
-  if (launch.rows.vectors && IsAligned(source, 16)) {
+  if (IsAligned(source, 16)) {
     for (uint32_t offset = 16 * part; offset < bytes; offset += 16 * kNqkv4RowThreads) {
       tile.StoreAs(begin + offset, Load<uint4>(source + offset));
     }
@@ -425,7 +425,7 @@ struct Nqkv4DecodeLaunch {
   uint32_t group_shift;  // log2 of the scale group.
   uint32_t strip_bytes;
   uint32_t head_begin;
-  bool vectors;  // Codes and targets are such that a piece is 8 bytes of codes and two times 8 elements.
+  bool vectors;  // The codes are such that a piece is 8 bytes of them and two times 8 elements.
 };
 
 // The product of a level and a scale that is infinite or NaN, which no encoder writes: the bits that a CPU's
@@ -461,13 +461,7 @@ __device__ __forceinline__ void DecodeEight(uint2 codes, uint32_t shift, uint32_
     const uint32_t word = i < 4 ? codes.x : codes.y;
     bits[i] = DecodeElement<kDtype>(word >> (8 * (i % 4) + shift) & 15u, scale_bits, scale, levels);
   }
-  if constexpr (kDtype == Dtype::kFloat32) {
-    Store(target, make_uint4(bits[0], bits[1], bits[2], bits[3]));
-    Store(target + 16, make_uint4(bits[4], bits[5], bits[6], bits[7]));
-  } else {
-    Store(target, make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
-                             bits[6] | bits[7] << 16));
-  }
+  StoreEight<kDtype>(target, bits);
 }
 
 template <Dtype kDtype>

@@ -262,6 +262,71 @@ TEST_F(DeviceCodecTest, DecodesInfiniteAndNaNScalesLikeTheReference) {
   }
 }
 
+TEST_F(DeviceCodecTest, CopiesRawPlanesInAnyLayout) {
+  for (uint32_t page_tokens : {5u, 1024u}) {
+    for (size_t gap : {0, 4, 16}) {
+      for (Dtype dtype : kDtypes) {
+        const Plane plane = NormalPlane({.tokens = 33, .heads = 3, .channels = 40, .dtype = dtype}, 7);
+        const Placement placement = {
+            .page_tokens = page_tokens, .page_table = true, .gap_bytes = gap, .base_offset = gap == 16 ? 0 : gap};
+        ExpectSameEncoding({&plane, 1}, kRawCodec, placement);
+        const std::vector<std::byte> encoded = EncodeReference(plane, kRawCodec).bytes;
+        for (Dtype target : kDtypes) ExpectSameDecoding({&encoded, 1}, plane.shape, kRawCodec, target, placement);
+      }
+    }
+  }
+}
+
+// Payloads of NaN included.
+TEST_F(DeviceCodecTest, ConvertsEveryRaw16BitPatternLikeTheReference) {
+  for (Dtype dtype : {Dtype::kFloat16, Dtype::kBfloat16}) {
+    Plane plane({.tokens = 64, .heads = 1, .channels = 1024, .dtype = dtype});
+    for (uint32_t i = 0; i < 65536; ++i) {
+      const auto bits = static_cast<uint16_t>(i);
+      std::memcpy(plane.bytes.data() + 2 * i, &bits, 2);
+    }
+    ExpectSameEncoding({&plane, 1}, kRawCodec, {});
+    const std::vector<std::byte> encoded = EncodeReference(plane, kRawCodec).bytes;
+    for (Dtype target : kDtypes) ExpectSameDecoding({&encoded, 1}, plane.shape, kRawCodec, target, {});
+  }
+}
+
+TEST_F(DeviceCodecTest, ConvertsRandomRawBitsLikeTheReference) {
+  std::mt19937 random(14);
+  Plane plane({.tokens = 30, .heads = 2, .channels = 136, .dtype = Dtype::kFloat32});
+  for (std::byte& byte : plane.bytes) byte = static_cast<std::byte>(random());
+  const std::vector<std::byte> encoded = EncodeReference(plane, kRawCodec).bytes;
+  for (Dtype target : kDtypes) ExpectSameDecoding({&encoded, 1}, plane.shape, kRawCodec, target, {});
+}
+
+TEST_F(DeviceCodecTest, FindsWhatIsNotFiniteInRawPlanes) {
+  for (Dtype dtype : kDtypes) {
+    std::vector<Plane> planes;
+    for (float bad : {INFINITY, NAN, 1e30f, 1.0f}) {
+      planes.push_back(NormalPlane({.tokens = 19, .heads = 2, .channels = 112, .dtype = dtype}, 1));
+      planes.back().set(18, 1, 111, bad);
+    }
+    ExpectSameEncoding(planes, kRawCodec, {});
+  }
+}
+
+TEST_F(DeviceCodecTest, ChecksumsEqualTheHosts) {
+  std::mt19937 random(15);
+  std::vector<std::vector<std::byte>> bytes;
+  for (size_t size : {4, 5, 7, 9, 42, 1022, 1023, 1024, 1025, 1026, 4098, 36864, 100001}) {
+    bytes.emplace_back(size);
+    for (std::byte& byte : bytes.back()) byte = static_cast<std::byte>(random());
+  }
+  bytes.emplace_back(5000);  // Zeros.
+  for (size_t offset : {0, 2, 5}) {
+    const auto crcs = rig_.Checksums(bytes, offset);
+    ASSERT_TRUE(crcs.ok()) << crcs.status();
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      EXPECT_EQ((*crcs)[i], Crc32c(bytes[i])) << bytes[i].size() << " bytes, offset " << offset;
+    }
+  }
+}
+
 TEST_F(DeviceCodecTest, RefusesWhatIsNoPlane) {
   DeviceEncodeArgs encode{.shape = {.tokens = 1, .heads = 1, .channels = 8},
                           .codec = Nqkv4(64),

@@ -203,4 +203,27 @@ absl::StatusOr<std::vector<std::vector<std::byte>>> DeviceRig::Decode(std::span<
   return decoded;
 }
 
+absl::StatusOr<std::vector<uint32_t>> DeviceRig::Checksums(std::span<const std::vector<std::byte>> bytes,
+                                                           size_t offset) {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  const Buffer results(bytes.size() * sizeof(uint32_t), stream);
+  std::vector<Buffer> sources;
+  std::vector<DeviceCrcJob> jobs;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    std::vector<std::byte> shifted(offset);
+    shifted.insert(shifted.end(), bytes[i].begin(), bytes[i].end());
+    sources.push_back(Uploaded(shifted, stream));
+    jobs.push_back({.data = sources.back().device() + offset,
+                    .crc = reinterpret_cast<uint32_t*>(results.device()) + i,
+                    .bytes = static_cast<uint32_t>(bytes[i].size())});
+  }
+  const Buffer job_buffer = Uploaded(jobs, stream);
+  NQKV_RETURN_IF_ERROR(Crc32cOnDevice(reinterpret_cast<const DeviceCrcJob*>(job_buffer.device()),
+                                      static_cast<uint32_t>(jobs.size()), this->stream()));
+  const std::vector<std::byte> downloaded = results.Download();
+  std::vector<uint32_t> crcs(bytes.size());
+  std::memcpy(crcs.data(), downloaded.data(), downloaded.size());
+  return crcs;
+}
+
 }  // namespace nqkv

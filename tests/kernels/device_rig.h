@@ -50,6 +50,9 @@ class DeviceRig {
                                                              uint32_t head_begin, Dtype dtype,
                                                              const Placement& placement);
 
+  // CRC32C of each, in one launch. `offset`: bytes between the start of the memory and the first byte.
+  absl::StatusOr<std::vector<uint32_t>> Checksums(std::span<const std::vector<std::byte>> bytes, size_t offset);
+
  private:
   void* stream_ = nullptr;
 };
