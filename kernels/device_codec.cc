@@ -10,15 +10,6 @@ namespace {
 
 constexpr uint32_t kTokensMax = 1024;
 constexpr uint32_t kHeadsMax = 1024;
-constexpr uint32_t kChannelsMax = 8192;
-
-absl::Status CheckShape(const PlaneShape& shape) {
-  const bool valid = shape.tokens >= 1 && shape.tokens <= kTokensMax && shape.heads >= 1 && shape.heads <= kHeadsMax &&
-                     shape.channels >= 8 && shape.channels <= kChannelsMax && shape.channels % 8 == 0;
-  if (valid) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("shape: no plane has ", shape.tokens, " tokens, ", shape.heads,
-                                                 " heads and ", shape.channels, " channels"));
-}
 
 absl::Status CheckCodec(const PlaneCodec& codec, const PlaneShape& shape) {
   NQKV_RETURN_IF_ERROR(ValidatePlaneCodec(codec, shape.channels));
@@ -41,14 +32,22 @@ absl::Status CheckLayout(const DevicePlaneLayout& layout, Dtype dtype) {
 
 }  // namespace
 
+absl::Status CheckPlaneShape(const PlaneShape& shape) {
+  const bool valid = shape.tokens >= 1 && shape.tokens <= kTokensMax && shape.heads >= 1 && shape.heads <= kHeadsMax &&
+                     shape.channels >= 8 && shape.channels <= kChannelsMax && shape.channels % 8 == 0;
+  if (valid) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("shape: no plane has ", shape.tokens, " tokens, ", shape.heads,
+                                                 " heads and ", shape.channels, " channels"));
+}
+
 absl::Status CheckDeviceEncode(const DeviceEncodeArgs& args) {
-  NQKV_RETURN_IF_ERROR(CheckShape(args.shape));
+  NQKV_RETURN_IF_ERROR(CheckPlaneShape(args.shape));
   NQKV_RETURN_IF_ERROR(CheckCodec(args.codec, args.shape));
   return CheckLayout(args.layout, args.shape.dtype);
 }
 
 absl::Status CheckDeviceDecode(const DeviceDecodeArgs& args) {
-  NQKV_RETURN_IF_ERROR(CheckShape(args.shape));
+  NQKV_RETURN_IF_ERROR(CheckPlaneShape(args.shape));
   NQKV_RETURN_IF_ERROR(CheckCodec(args.codec, args.shape));
   if (args.head_begin >= args.head_end || args.head_end > args.shape.heads) {
     return absl::InvalidArgumentError(

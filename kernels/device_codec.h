@@ -72,6 +72,9 @@ struct DeviceDecodeArgs {
   DevicePlaneLayout layout;       // Of the targets.
 };
 
+// INVALID_ARGUMENT when no plane of a block may have this shape.
+absl::Status CheckPlaneShape(const PlaneShape& shape);
+
 // What the launchers check before they enqueue.
 //
 // Errors:
@@ -87,7 +90,7 @@ absl::Status DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 struct DeviceCrcJob {
   const std::byte* data = nullptr;
   uint32_t* crc = nullptr;  // The result: CRC32C of the bytes.
-  uint32_t bytes = 0;  // At least 4.
+  uint32_t bytes = 0;       // At least 4.
 };
 absl::Status Crc32cOnDevice(const DeviceCrcJob* jobs, uint32_t job_count, StreamView stream);
 

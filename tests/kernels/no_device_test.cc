@@ -1,6 +1,7 @@
 // Without CUDA everything that would need a device says so.
 #include <gtest/gtest.h>
 
+#include "kernels/cuda_backend.h"
 #include "kernels/device_codec.h"
 #include "kernels/device_memory.h"
 #include "kernels/stream.h"
@@ -14,6 +15,7 @@ TEST(NoDeviceTest, NothingCanBeCreated) {
   EXPECT_EQ(Event::Create().status(), absl::UnavailableError("built without CUDA"));
   EXPECT_EQ(DeviceMemory::Allocate(1).status(), absl::UnavailableError("built without CUDA"));
   EXPECT_EQ(PinnedMemory::Allocate(1).status(), absl::UnavailableError("built without CUDA"));
+  EXPECT_EQ(MakeCudaBackend({}).status(), absl::UnavailableError("built without CUDA"));
   EXPECT_EQ(EncodeOnDevice({}, {}), absl::UnavailableError("built without CUDA"));
   EXPECT_EQ(DecodeOnDevice({}, {}), absl::UnavailableError("built without CUDA"));
 }

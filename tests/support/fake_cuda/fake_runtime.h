@@ -81,7 +81,8 @@ struct Behaviour {
   uint32_t seed = 0;  // 0: everything runs at once and in order.
   int devices = 1;
   size_t device_bytes = size_t{1} << 30;
-  double failure_rate = 0;  // Of each call that may fail.
+  double failure_rate = 0;    // Of each call that may fail.
+  bool skip_kernels = false;  // For tests of threads alone: the thread sanitizer cannot follow many fibers.
 };
 
 // Replaces the device by a new one. Ends the process when something of the old one is still allocated.
