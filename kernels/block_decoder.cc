@@ -53,7 +53,7 @@ absl::Status DecodePlaneRange(const PlaneRangeRequest& request) {
     if (!entry.has_value()) {
       return absl::FailedPreconditionError(absl::StrCat("block: a part does not have the group's layer ", spec.layer));
     }
-    NQKV_RETURN_IF_ERROR(part->CheckPlane(*entry));
+    if (!request.checked) NQKV_RETURN_IF_ERROR(part->CheckPlane(*entry));
     const PartRange& stored = part->header().range;
     const uint16_t end = std::min(stored.head_end, request.needed.head_end);
     DecodePlane({.encoded = part->plane_bytes(*entry),

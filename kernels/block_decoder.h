@@ -19,11 +19,13 @@ struct PlaneRangeRequest {
   // [tokens][needed.heads()][channels] without gaps: PlaneRangeBytes() bytes.
   std::byte* target = nullptr;
   bool streaming = false;  // As in DecodeArgs.
+  bool checked = false;    // The caller has checked the CRCs of the parts' planes; they are not checked again.
 };
 
 size_t PlaneRangeBytes(const PlaneRangeRequest& request);
 
-// Decodes one plane. Each stored plane that is used has its CRC checked first. Thread-safe, keeps nothing.
+// Decodes one plane. Each stored plane that is used has its CRC checked first, unless it is `checked`. Thread-safe,
+// keeps nothing.
 //
 // Errors (the target's content is then unspecified):
 //   DATA_LOSS            a stored plane does not have its CRC; layer and role are named.

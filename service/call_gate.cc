@@ -1,24 +1,30 @@
 #include "service/call_gate.h"
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "proto/rpc_status.h"
 
 namespace nqkv {
 namespace {
 
-constexpr absl::Duration kRetryDelay = absl::Seconds(1);
+constexpr absl::Duration kDrainDelay = absl::Seconds(1);
+constexpr absl::Duration kBusyDelay = absl::Milliseconds(100);
 
 }  // namespace
 
 absl::StatusOr<CallGate::Pass> CallGate::Enter() {
   {
     MutexLock lock(&mutex_);
-    if (!closed_) {
+    if (closed_) return WithRetry(absl::UnavailableError("the server is draining"), kDrainDelay);
+    if (calls_ < calls_max_) {
       ++calls_;
       return Pass(this);
     }
   }
-  return WithRetry(absl::UnavailableError("the server is draining"), kRetryDelay);
+  metrics_->RecordRejection(Rejection::kCalls);
+  return WithRetry(
+      absl::ResourceExhaustedError(absl::StrCat("too many calls in flight: at most ", calls_max_, " (--calls_max)")),
+      kBusyDelay);
 }
 
 void CallGate::Close() {

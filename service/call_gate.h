@@ -1,4 +1,5 @@
-// Who may still come in: counts the calls in flight, and turns new ones away once the server drains.
+// Who may still come in: counts the calls in flight, and turns new ones away when they are too many or the server
+// drains.
 #pragma once
 
 #include <condition_variable>
@@ -7,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "service/metrics.h"
 #include "storage/mutex.h"
 
 namespace nqkv {
@@ -30,8 +32,12 @@ class CallGate {
     CallGate* gate_;
   };
 
+  // Lets in `calls_max` calls at a time. `metrics`, which counts who is turned away for that, must outlive the gate.
+  CallGate(uint64_t calls_max, Metrics* metrics) : calls_max_(calls_max), metrics_(metrics) {}
+
   // Errors:
-  //   UNAVAILABLE  the gate is closed; carries RetryInfo, since another server may take the call.
+  //   UNAVAILABLE         the gate is closed; carries RetryInfo, since another server may take the call.
+  //   RESOURCE_EXHAUSTED  too many calls are in flight; carries RetryInfo.
   absl::StatusOr<Pass> Enter() ABSL_LOCKS_EXCLUDED(mutex_);
 
   void Close() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -42,6 +48,8 @@ class CallGate {
  private:
   void Leave() ABSL_LOCKS_EXCLUDED(mutex_);
 
+  const uint64_t calls_max_;
+  Metrics* const metrics_;
   mutable Mutex mutex_;
   std::condition_variable_any changed_;
   uint64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;

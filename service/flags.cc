@@ -64,6 +64,15 @@ ABSL_FLAG(double, max_read_seconds, nqkv::ServiceLimits().read_seconds_max, "A G
 ABSL_FLAG(
     double, max_put_idle_seconds, nqkv::ServiceLimits().put_idle_seconds_max,
     "A Put stream that makes no progress for longer is ended: no 64 KiB of payload, no block or answer that ends.");
+ABSL_FLAG(uint32_t, calls_max, nqkv::ServiceLimits().calls_max,
+          "Calls in flight, over all connections; more are refused with the time to come back.");
+ABSL_FLAG(uint32_t, connection_calls_max, nqkv::ServiceLimits().connection_calls_max,
+          "Calls in flight on one connection; more wait at the client.");
+ABSL_FLAG(double, max_connection_idle_seconds, nqkv::ServiceLimits().connection_idle_seconds_max,
+          "A connection with no call for longer is closed; clients connect again by themselves.");
+ABSL_FLAG(
+    double, keepalive_seconds, nqkv::ServiceLimits().keepalive_seconds,
+    "A connection on which nothing came for so long is asked for a sign of life, and closed when none comes in 20 s.");
 ABSL_FLAG(double, drain_seconds, nqkv::Options().drain_seconds,
           "What calls in flight may take to end after SIGTERM or SIGINT.");
 ABSL_FLAG(std::string, log_level, nqkv::Options().log_level, "debug, info, warning or error.");
@@ -137,6 +146,10 @@ Options FromFlags() {
   options.limits.caches_bytes_max = absl::GetFlag(FLAGS_caches_bytes_max).bytes;
   options.limits.read_seconds_max = absl::GetFlag(FLAGS_max_read_seconds);
   options.limits.put_idle_seconds_max = absl::GetFlag(FLAGS_max_put_idle_seconds);
+  options.limits.calls_max = absl::GetFlag(FLAGS_calls_max);
+  options.limits.connection_calls_max = absl::GetFlag(FLAGS_connection_calls_max);
+  options.limits.connection_idle_seconds_max = absl::GetFlag(FLAGS_max_connection_idle_seconds);
+  options.limits.keepalive_seconds = absl::GetFlag(FLAGS_keepalive_seconds);
   options.drain_seconds = absl::GetFlag(FLAGS_drain_seconds);
   options.log_level = absl::GetFlag(FLAGS_log_level);
   return options;

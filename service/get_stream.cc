@@ -145,7 +145,7 @@ bool GetStream::OpenLargeBlock(Draft* draft) {
   if (draft->end > draft->begin) return false;  // It starts a message of its own.
   const uint32_t index = static_cast<uint32_t>(next_key_++);
   absl::StatusOr<PinnedBlock> block = Pin(keys_[index]);
-  absl::Status status = block.ok() ? CheckPlanes(*block) : block.status();
+  absl::Status status = block.ok() ? CheckPlanes(&*block) : block.status();
   if (!status.ok()) {
     FailBlock(index, DropIfDamaged(index, std::move(status)), draft);
     return true;
@@ -215,13 +215,14 @@ absl::StatusOr<GetStream::PinnedBlock> GetStream::Pin(const BlockKey& key) const
   return block;
 }
 
-absl::Status GetStream::CheckPlanes(const PinnedBlock& block) const {
-  for (const BlockView& part : block.parts) {
+absl::Status GetStream::CheckPlanes(PinnedBlock* block) const {
+  for (const BlockView& part : block->parts) {
     for (size_t i = 0; i < part.plane_count(); ++i) {
       const PlaneEntry plane = part.plane(i);
       if (IsUsed(part, plane)) NQKV_RETURN_IF_ERROR(part.CheckPlane(plane));
     }
   }
+  block->checked = true;
   return absl::OkStatus();
 }
 
@@ -231,7 +232,8 @@ absl::Status GetStream::Decode(const PinnedBlock& block, size_t plane, std::byte
                                      .needed = range_,
                                      .parts = block.parts,
                                      .dtype = DtypeOf(plane),
-                                     .target = target};
+                                     .target = target,
+                                     .checked = block.checked};
   const absl::Time start = absl::Now();
   absl::Status status = DecodePlaneRange(request);
   if (absl::IsFailedPrecondition(status)) return absl::InternalError(status.message());

@@ -21,8 +21,8 @@
 namespace nqkv {
 
 // Not thread-safe. Small blocks are packed, several a message, and are decoded before their result is written. A block
-// larger than a message has all its checksums verified first, then goes out plane by plane; only then can damage that
-// happens in between end the call.
+// larger than a message has all its checksums verified first, then goes out plane by plane. Each checksum is verified
+// once.
 class GetStream {
  public:
   // Checks the request. `environment` must outlive the stream. Errors are those of the Get rpc.
@@ -43,6 +43,7 @@ class GetStream {
   struct PinnedBlock {
     BlockHandle handle;  // Owns what `parts` view.
     std::vector<BlockView> parts;
+    bool checked = false;  // The CRCs of all planes that are used.
   };
   // A block that takes more than one message.
   struct OpenBlock {
@@ -77,7 +78,7 @@ class GetStream {
 
   // Pins and parses. NOT_FOUND, DATA_LOSS.
   absl::StatusOr<PinnedBlock> Pin(const BlockKey& key) const;
-  absl::Status CheckPlanes(const PinnedBlock& block) const;
+  absl::Status CheckPlanes(PinnedBlock* block) const;
   absl::Status Decode(const PinnedBlock& block, size_t plane, std::byte* target) const;
   bool IsUsed(const BlockView& part, const PlaneEntry& plane) const;
   void FillResult(const PinnedBlock& block, v1::BlockGetResult* result) const;

@@ -51,6 +51,11 @@ absl::Status CheckLimits(const Options& options) {
   NQKV_RETURN_IF_ERROR(
       CheckRange<uint64_t>("caches_bytes_max", limits.caches_bytes_max, uint64_t{1} << 20, uint64_t{1} << 40));
   NQKV_RETURN_IF_ERROR(CheckRange("max_read_seconds", limits.read_seconds_max, 0.1, 3600.0));
+  NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("calls_max", limits.calls_max, 1, 1u << 20));
+  NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("connection_calls_max", limits.connection_calls_max, 1, 1u << 20));
+  NQKV_RETURN_IF_ERROR(
+      CheckRange("max_connection_idle_seconds", limits.connection_idle_seconds_max, 0.1, 86'400.0 * 7));
+  NQKV_RETURN_IF_ERROR(CheckRange("keepalive_seconds", limits.keepalive_seconds, 1.0, 86'400.0));
   return CheckRange("max_put_idle_seconds", limits.put_idle_seconds_max, 0.1, 3600.0);
 }
 

@@ -22,6 +22,10 @@ struct ServiceLimits {
   uint32_t shards_max = 4'096;                     // In one cache.
   uint64_t caches_bytes_max = uint64_t{64} << 20;  // What the open caches take beside their blocks.
   double read_seconds_max = 30;
+  uint32_t calls_max = 4'096;                // In flight, over all connections.
+  uint32_t connection_calls_max = 1'024;     // In flight on one connection; more wait at the client.
+  double connection_idle_seconds_max = 600;  // A connection with no call for longer is closed.
+  double keepalive_seconds = 30;     // A connection with nothing to hear for so long is asked for a sign of life.
   double put_idle_seconds_max = 30;  // A Put stream that makes no progress for longer is ended.
 };
 

@@ -35,7 +35,8 @@ namespace {
 
 constexpr absl::Duration kWorkerStallMax = absl::Seconds(10);
 constexpr absl::Duration kRpcStallMax = absl::Seconds(10);
-constexpr int kStreamsMax = 1'024;  // Calls in flight on one connection; more wait at the client.
+constexpr int kKeepaliveTimeoutMilliseconds = 20'000;
+constexpr int kPingIntervalMilliseconds = 10'000;  // Clients may ask for a sign of life so often, as keepalives do.
 
 // What the machine decides where the flags do not.
 void FillDefaults(Options* options) {
@@ -66,6 +67,8 @@ void ForwardGrpcLog(gpr_log_func_args* args) {
 absl::Status Annotate(const absl::Status& status, absl::string_view prefix) {
   return absl::Status(status.code(), absl::StrCat(prefix, ": ", status.message()));
 }
+
+int ToMilliseconds(double seconds) { return static_cast<int>(seconds * 1'000); }
 
 class ServerImpl final : public Server {
  public:
@@ -164,7 +167,13 @@ class ServerImpl final : public Server {
     builder->SetMaxReceiveMessageSize(static_cast<int>(options_.limits.message_bytes_max));
     builder->SetMaxSendMessageSize(-1);
     builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsMax);
+    const ServiceLimits& limits = options_.limits;
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(limits.connection_calls_max));
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, ToMilliseconds(limits.connection_idle_seconds_max));
+    builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, ToMilliseconds(limits.keepalive_seconds));
+    builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMilliseconds);
+    builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kPingIntervalMilliseconds);
     // Reflection is a synchronous service: one poller is plenty.
     builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
     builder->SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
@@ -219,7 +228,7 @@ class ServerImpl final : public Server {
   Metrics metrics_;
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<CacheRegistry> caches_;
-  CallGate gate_;
+  CallGate gate_{options_.limits.calls_max, &metrics_};
   CallTimer timer_;
   std::unique_ptr<Callers> callers_;
   CallEnvironment environment_;

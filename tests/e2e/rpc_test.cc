@@ -324,6 +324,43 @@ TEST_F(RpcTest, ManyReadersThatDoNotReadStarveNoOtherConnection) {
   ExpectNothingHeld(used_bytes);
 }
 
+TEST_F(RpcTest, RefusesMoreCallsThanItsLimitAndSaysWhenToTryAgain) {
+  options_.limits.calls_max = 2;
+  Start();
+  const v1::OpenCacheResponse cache = Open();
+  {
+    grpc::ClientContext contexts[2];
+    std::unique_ptr<grpc::ClientReaderWriter<v1::PutRequest, v1::PutResponse>> streams[2];
+    for (int i = 0; i < 2; ++i) {
+      streams[i] = stub_->Put(&contexts[i]);
+      ASSERT_TRUE(streams[i]->Write(PutMessageOf(cache.cache_id(), 0, {{KeyOf(i), RawBlock(group_, 1)}})));
+      v1::PutResponse response;
+      ASSERT_TRUE(streams[i]->Read(&response));
+    }
+    const absl::Status refused[] = {Get(GetRequestOf(cache, 1)), Put({})};
+    for (const absl::Status& status : refused) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr("--calls_max"));
+      EXPECT_GT(RetryDelay(status), absl::ZeroDuration());
+    }
+    for (const auto& stream : streams) {
+      stream->WritesDone();
+      EXPECT_TRUE(stream->Finish().ok());
+    }
+  }
+  while (!Get(GetRequestOf(cache, 1)).ok()) {  // A pass goes back a moment after the client has its status.
+  }
+}
+
+TEST_F(RpcTest, ClosesAConnectionWithoutCallsAndTakesItsNextCall) {
+  options_.limits.connection_idle_seconds_max = 0.2;
+  Start();
+  Open();
+  EXPECT_TRUE(
+      channel_->WaitForStateChange(GRPC_CHANNEL_READY, std::chrono::system_clock::now() + std::chrono::seconds(20)));
+  Open();
+}
+
 TEST_F(RpcTest, ADeadlineEndsACall) {
   Start();
   const v1::OpenCacheResponse cache = Open();

@@ -50,10 +50,12 @@ class BlockDecoderTest : public ::testing::Test {
     views_.push_back(*view);
   }
 
-  absl::Status DecodeRange(size_t plane, const PartRange& needed, Dtype dtype, std::vector<std::byte>& target) {
+  absl::Status DecodeRange(size_t plane, const PartRange& needed, Dtype dtype, std::vector<std::byte>& target,
+                           bool checked = false) {
     PlaneRangeRequest request{.group = &group_, .plane = plane, .needed = needed, .parts = views_, .dtype = dtype};
     target.assign(PlaneRangeBytes(request), std::byte{0});
     request.target = target.data();
+    request.checked = checked;
     return DecodePlaneRange(request);
   }
 
@@ -129,6 +131,14 @@ TEST_F(BlockDecoderTest, DamageIsDataLossWhereItIsAndNowhereElse) {
   std::vector<std::byte> got;
   EXPECT_EQ(DecodeRange(3, {2, 6, 0, 8}, Dtype::kFloat16, got).code(), absl::StatusCode::kDataLoss);
   EXPECT_TRUE(DecodeRange(2, {2, 6, 0, 8}, Dtype::kFloat16, got).ok());
+}
+
+TEST_F(BlockDecoderTest, ChecksNothingAgainThatItsCallerHasChecked) {
+  Store({2, 6, 0, 8});
+  const PlaneEntry entry = views_[0].plane(3);
+  blocks_[0][entry.offset + 5] ^= std::byte{4};
+  std::vector<std::byte> got;
+  EXPECT_TRUE(DecodeRange(3, {2, 6, 0, 8}, Dtype::kFloat16, got, /*checked=*/true).ok());
 }
 
 TEST_F(BlockDecoderTest, AHoleInTheCoverageIsAnError) {

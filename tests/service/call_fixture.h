@@ -53,7 +53,7 @@ class ServiceParts {
   Metrics metrics_;
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<CacheRegistry> caches_;
-  CallGate gate_;
+  CallGate gate_{1'024, &metrics_};
   CallTimer timer_;
   std::shared_ptr<ByteBudget> reserved_budget_;
   std::unique_ptr<Callers> callers_;

@@ -34,6 +34,11 @@ TEST(OptionsTest, NamesTheFlagThatIsWrong) {
               HasSubstr("--max_message_bytes"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->limits.put_open_blocks_max = 0; }), HasSubstr("--put_open_blocks_max"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->limits.read_seconds_max = 0; }), HasSubstr("--max_read_seconds"));
+  EXPECT_THAT(ErrorOf([](Options* o) { o->limits.calls_max = 0; }), HasSubstr("--calls_max"));
+  EXPECT_THAT(ErrorOf([](Options* o) { o->limits.connection_calls_max = 0; }), HasSubstr("--connection_calls_max"));
+  EXPECT_THAT(ErrorOf([](Options* o) { o->limits.connection_idle_seconds_max = 0; }),
+              HasSubstr("--max_connection_idle_seconds"));
+  EXPECT_THAT(ErrorOf([](Options* o) { o->limits.keepalive_seconds = 0.5; }), HasSubstr("--keepalive_seconds"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->drain_seconds = -1; }), HasSubstr("--drain_seconds"));
   EXPECT_THAT(ErrorOf([](Options* o) { o->codec_threads = 5'000; }), HasSubstr("--codec_threads"));
 }
