@@ -74,11 +74,13 @@ Json ToJson(const State& state) {
           {"ready", stats.ready()},
           {"capacity_bytes", stats.capacity_bytes()},
           {"used_bytes", stats.used_bytes()},
+          {"reserved_bytes", stats.reserved_bytes()},
           {"stored_bytes", stats.stored_bytes()},
           {"raw_bytes", stats.raw_bytes()},
           {"capacity_factor", Factor(stats.raw_bytes(), stats.stored_bytes())},
           {"blocks", stats.blocks()},
-          {"pinned_blocks", stats.pinned_blocks()},
+          {"pinned_parts", stats.pinned_parts()},
+          {"pinned_bytes", stats.pinned_bytes()},
           {"lookups_total", stats.lookups_total()},
           {"lookup_keys_total", stats.lookup_keys_total()},
           {"hit_keys_total", stats.hit_keys_total()},
@@ -129,7 +131,8 @@ std::string ToText(const State& state) {
   line("capacity", absl::StrCat(FormatBytes(stats.capacity_bytes()), ", ", FormatBytes(stats.used_bytes()), " used (",
                                 Percent(stats.used_bytes(), stats.capacity_bytes()), ")"));
   line("blocks", absl::StrCat(stats.blocks(), " in ", stats.caches(), stats.caches() == 1 ? " cache, " : " caches, ",
-                              stats.pinned_blocks(), " pinned"));
+                              FormatBytes(stats.reserved_bytes()), " being written, ", stats.pinned_parts(),
+                              stats.pinned_parts() == 1 ? " part pinned" : " parts pinned"));
   line("factor", absl::StrCat(FactorText(stats.raw_bytes(), stats.stored_bytes()), " (", FormatBytes(stats.raw_bytes()),
                               " raw in ", FormatBytes(stats.stored_bytes()), ")"));
   line("fallbacks", absl::StrCat(stats.fallback_planes_total(), " planes that auto stored raw"));

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "kernels/codec.h"
 
 namespace nqkv {
 namespace {
@@ -39,8 +40,8 @@ std::optional<uint64_t> ReadNumber(const std::string& path) {
   return number;
 }
 
-uint64_t SystemAvailableBytes() {
-  const std::string text = ReadFile("/proc/meminfo").value_or("");
+uint64_t SystemAvailableBytes(const std::string& root) {
+  const std::string text = ReadFile(root + "/proc/meminfo").value_or("");
   for (absl::string_view line : absl::StrSplit(text, '\n')) {
     const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
     uint64_t kib = 0;
@@ -57,24 +58,25 @@ struct ControlGroupFiles {
 };
 
 // Version 2's line is "0::/path", version 1's has the controller's name: "9:memory:/path".
-std::optional<ControlGroupFiles> MemoryControlGroup() {
-  const std::string text = ReadFile("/proc/self/cgroup").value_or("");
+std::optional<ControlGroupFiles> MemoryControlGroup(const std::string& root) {
+  const std::string text = ReadFile(root + "/proc/self/cgroup").value_or("");
   for (absl::string_view line : absl::StrSplit(text, '\n')) {
     const std::vector<std::string> fields = absl::StrSplit(line, absl::MaxSplits(':', 2));
     if (fields.size() != 3) continue;
     if (fields[1] == "memory") {
-      return ControlGroupFiles{"/sys/fs/cgroup/memory", fields[2], "memory.limit_in_bytes", "memory.usage_in_bytes"};
+      return ControlGroupFiles{root + "/sys/fs/cgroup/memory", fields[2], "memory.limit_in_bytes",
+                               "memory.usage_in_bytes"};
     }
     if (fields[0] == "0" && fields[1].empty()) {
-      return ControlGroupFiles{"/sys/fs/cgroup", fields[2], "memory.max", "memory.current"};
+      return ControlGroupFiles{root + "/sys/fs/cgroup", fields[2], "memory.max", "memory.current"};
     }
   }
   return std::nullopt;
 }
 
-uint64_t ControlGroupAvailableBytes() {
+uint64_t ControlGroupAvailableBytes(const std::string& root) {
   uint64_t available = UINT64_MAX;
-  const std::optional<ControlGroupFiles> files = MemoryControlGroup();
+  const std::optional<ControlGroupFiles> files = MemoryControlGroup(root);
   if (!files.has_value()) return available;
   // In a container the path may name a place outside its view: the root is always tried.
   std::string path = files->path;
@@ -92,9 +94,13 @@ bool CanCreateIn(const std::string& folder) { return access(folder.c_str(), W_OK
 
 }  // namespace
 
-uint64_t AvailableMemoryBytes() { return std::min(SystemAvailableBytes(), ControlGroupAvailableBytes()); }
+uint64_t AvailableMemoryBytes(const std::string& root) {
+  return std::min(SystemAvailableBytes(root), ControlGroupAvailableBytes(root));
+}
 
-uint64_t DefaultHostBytes() { return std::max(AvailableMemoryBytes() / 2 / kMiB, uint64_t{64}) * kMiB; }
+uint64_t DefaultHostBytes(const std::string& root) {
+  return std::max(AvailableMemoryBytes(root) / 2 / kMiB, uint64_t{64}) * kMiB;
+}
 
 uint32_t AvailableCores() {
   cpu_set_t set;
@@ -127,11 +133,17 @@ absl::Status PrepareSocketDirectory(const std::string& path) {
   return absl::OkStatus();
 }
 
-std::string VisibleGpu() {
+std::string VisibleGpu(const std::string& root) {
   for (const char* path : {"/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg"}) {
-    if (access(path, F_OK) == 0) return path;
+    if (access((root + path).c_str(), F_OK) == 0) return path;
   }
   return "";
+}
+
+std::string DescribeBackend(const std::string& gpu) {
+  const std::string cpu = absl::StrCat("CPU backend, codec path ", CodecPathName());
+  if (gpu.empty()) return cpu;
+  return absl::StrCat(cpu, "; a GPU is visible (", gpu, ") and not used: the CUDA backend is not built yet");
 }
 
 }  // namespace nqkv

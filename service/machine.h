@@ -1,4 +1,6 @@
 // What the machine offers: memory, cores, a place for sockets, a GPU.
+//
+// `root` stands before the paths of the system's files; tests lay out a machine of their own there.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +12,10 @@ namespace nqkv {
 
 // Memory that this process may still take: the least of what the system has available and what each control group
 // above it leaves.
-uint64_t AvailableMemoryBytes();
+uint64_t AvailableMemoryBytes(const std::string& root = "");
 
-// Half of AvailableMemoryBytes(), at least 64 MiB, in whole MiB.
-uint64_t DefaultHostBytes();
+// Half of AvailableMemoryBytes(root), at least 64 MiB, in whole MiB.
+uint64_t DefaultHostBytes(const std::string& root = "");
 
 // Cores this process may run on; at least 1.
 uint32_t AvailableCores();
@@ -29,6 +31,9 @@ std::string DefaultSocketDirectory();
 absl::Status PrepareSocketDirectory(const std::string& path);
 
 // What shows that a GPU is there, such as "/dev/nvidia0"; empty when none is seen.
-std::string VisibleGpu();
+std::string VisibleGpu(const std::string& root = "");
+
+// The line of the log that says what encodes, and that a GPU which is seen is not used.
+std::string DescribeBackend(const std::string& gpu);
 
 }  // namespace nqkv

@@ -136,6 +136,7 @@ std::unique_ptr<CacheMetrics> Metrics::MakeCacheMetrics(const std::string& label
   };
   const prometheus::Labels host = {{"cache", label}, {"tier", "host"}};
   auto metrics = std::make_unique<CacheMetrics>();
+  metrics->label = label;
   metrics->lookups = &lookups_->Add(cache);
   metrics->lookup_keys = &lookup_keys_->Add(cache);
   metrics->lookup_hit_keys = &lookup_hit_keys_->Add(cache);

@@ -41,6 +41,7 @@ std::string OutcomeName(absl::StatusCode code);
 
 // One cache's counters; caches beyond the first 64 share the label "other".
 struct CacheMetrics {
+  std::string label;  // The value of `cache` in every series of the cache, those that are not counted here included.
   prometheus::Counter* lookups = nullptr;
   prometheus::Counter* lookup_keys = nullptr;
   prometheus::Counter* lookup_hit_keys = nullptr;

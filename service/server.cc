@@ -13,7 +13,6 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
-#include "kernels/codec.h"
 #include "kernels/status_macros.h"
 #include "service/admin_service.h"
 #include "service/byte_size.h"
@@ -49,14 +48,6 @@ absl::Status CheckSocketPath(const std::string& path) {
   if (path.size() < sizeof(sockaddr_un::sun_path)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--socket_dir: ", path, " is too long for a Unix socket: ",
                                                  path.size(), " bytes, at most ", sizeof(sockaddr_un::sun_path) - 1));
-}
-
-void LogBackend() {
-  const std::string gpu = VisibleGpu();
-  spdlog::info("CPU backend, codec path {}{}", std::string(CodecPathName()),
-               gpu.empty()
-                   ? ""
-                   : absl::StrCat("; a GPU is visible (", gpu, ") and not used: the CUDA backend is not built yet"));
 }
 
 // gRPC's own words, in our log: errors of a start are said once, by us.
@@ -252,7 +243,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(Options options) {
   gpr_set_log_function(&ForwardGrpcLog);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  LogBackend();
+  spdlog::info("{}", DescribeBackend(VisibleGpu()));
   auto server = std::make_unique<ServerImpl>(std::move(options));
   NQKV_RETURN_IF_ERROR(server->Start());
   return server;

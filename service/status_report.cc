@@ -63,8 +63,7 @@ void CollectStore(const StoreStats& stats, FamilyList* families) {
   families->Gauge("nqkv_used_bytes", "Bytes of slots that are taken, rounding included.", ToDouble(stats.used_bytes),
                   host);
   families->Gauge("nqkv_stored_bytes", "Encoded bytes of the blocks stored.", ToDouble(stats.stored_bytes), host);
-  families->Gauge("nqkv_raw_equivalent_bytes", "What the stored blocks would take raw.", ToDouble(stats.raw_bytes),
-                  host);
+  families->Gauge("nqkv_raw_bytes", "What the stored blocks were before encoding.", ToDouble(stats.raw_bytes), host);
   families->Gauge("nqkv_reserved_bytes", "Bytes of blocks that are being written.", ToDouble(stats.reserved_bytes),
                   host);
   families->Gauge("nqkv_pinned_bytes", "Bytes that readers hold.", ToDouble(stats.pinned_bytes), host);
@@ -99,9 +98,7 @@ void CollectCaches(const CallEnvironment& environment, FamilyList* families) {
   const std::vector<std::shared_ptr<Cache>> caches = environment.caches->List();
   std::map<std::string, CacheStats> by_label;
   for (const std::shared_ptr<Cache>& cache : caches) {
-    // The same bound as the counters': the first names keep their own label.
-    const bool own = by_label.size() < Metrics::kCacheLabelsMax;
-    CacheStats& sum = by_label[own ? cache->name() : "other"];
+    CacheStats& sum = by_label[cache->metrics().label];
     const CacheStats stats = environment.store->StatsOf(cache->tenant().id, cache->id());
     sum.blocks += stats.blocks;
     sum.stored_bytes += stats.stored_bytes;
@@ -124,8 +121,8 @@ void CollectCaches(const CallEnvironment& environment, FamilyList* families) {
                     {{"cache", label}});
   }
   for (const auto& [label, stats] : by_label) {
-    families->Gauge("nqkv_cache_raw_equivalent_bytes", "What a cache's blocks would take raw.",
-                    ToDouble(stats.raw_bytes), {{"cache", label}});
+    families->Gauge("nqkv_cache_raw_bytes", "What a cache's blocks were before encoding.", ToDouble(stats.raw_bytes),
+                    {{"cache", label}});
   }
 }
 
@@ -166,7 +163,9 @@ v1::GetStatsResponse StatusReport::Stats() const {
   stats.set_ready(IsReady());
   stats.set_caches(environment_->caches->List().size());
   stats.set_blocks(store.blocks);
-  stats.set_pinned_blocks(store.pinned_parts);
+  stats.set_pinned_parts(store.pinned_parts);
+  stats.set_pinned_bytes(store.pinned_bytes);
+  stats.set_reserved_bytes(store.reserved_bytes);
   stats.set_capacity_bytes(store.capacity_bytes);
   stats.set_used_bytes(store.used_bytes);
   stats.set_stored_bytes(store.stored_bytes);

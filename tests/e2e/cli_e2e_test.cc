@@ -84,7 +84,7 @@ TEST_F(CliE2eTest, StatCountsWhatWasStored) {
   EXPECT_EQ(after["caches"][0]["name"], "c");
   EXPECT_EQ(after["caches"][0]["codec"], "nqkv4-g64");
   const ProgramResult text = Run({"stat"});
-  EXPECT_THAT(text.out, HasSubstr("3 in 1 cache, 0 pinned"));
+  EXPECT_THAT(text.out, HasSubstr("3 in 1 cache, 0 B being written, 0 parts pinned"));
 }
 
 TEST_F(CliE2eTest, GetsWhatItPut) {

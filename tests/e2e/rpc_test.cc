@@ -17,6 +17,8 @@
 #include "nqkv/v1/kv_cache.grpc.pb.h"
 #include "proto/rpc_status.h"
 #include "service/server.h"
+#include "spdlog/sinks/ringbuffer_sink.h"
+#include "spdlog/spdlog.h"
 #include "tests/service/model_blocks.h"
 #include "tests/support/temp_dir.h"
 
@@ -117,11 +119,11 @@ class RpcTest : public ::testing::Test {
     const absl::Time deadline = absl::Now() + absl::Seconds(20);
     v1::GetStatsResponse stats = Stats();
     while (absl::Now() < deadline &&
-           (stats.in_flight_bytes() > 0 || stats.pinned_blocks() > 0 || stats.used_bytes() != used_bytes)) {
+           (stats.in_flight_bytes() > 0 || stats.pinned_parts() > 0 || stats.used_bytes() != used_bytes)) {
       stats = Stats();
     }
     EXPECT_EQ(stats.in_flight_bytes(), 0u);
-    EXPECT_EQ(stats.pinned_blocks(), 0u);
+    EXPECT_EQ(stats.pinned_parts(), 0u);
     EXPECT_EQ(stats.used_bytes(), used_bytes);
   }
   void ExpectStillServing(const v1::OpenCacheResponse& cache) {
@@ -148,6 +150,43 @@ class RpcTest : public ::testing::Test {
   std::unique_ptr<v1::KvCache::Stub> stub_;
   std::unique_ptr<v1::Admin::Stub> admin_;
 };
+
+// What the service logs while the object lives.
+class CapturedLog {
+ public:
+  CapturedLog() : level_(spdlog::get_level()) {
+    spdlog::default_logger()->sinks().push_back(sink_);
+    spdlog::set_level(spdlog::level::debug);
+  }
+  ~CapturedLog() {
+    spdlog::set_level(level_);
+    spdlog::default_logger()->sinks().pop_back();
+  }
+  std::string text() const {
+    std::string lines;
+    for (const std::string& line : sink_->last_formatted()) lines += line;
+    return lines;
+  }
+
+ private:
+  const std::shared_ptr<spdlog::sinks::ringbuffer_sink_mt> sink_ =
+      std::make_shared<spdlog::sinks::ringbuffer_sink_mt>(1'000);
+  const spdlog::level::level_enum level_;
+};
+
+TEST_F(RpcTest, LogsTheTraceOfTheCaller) {
+  CapturedLog log;
+  Start();
+  grpc::ClientContext context;
+  context.AddMetadata("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+  v1::LookupResponse response;
+  EXPECT_EQ(stub_->Lookup(&context, {}, &response).error_code(), grpc::StatusCode::NOT_FOUND);
+  grpc::ClientContext without;
+  EXPECT_EQ(stub_->Lookup(&without, {}, &response).error_code(), grpc::StatusCode::NOT_FOUND);
+  server_.reset();  // No call logs any more.
+  EXPECT_THAT(log.text(), HasSubstr("traceparent=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+  EXPECT_THAT(log.text(), HasSubstr("traceparent=-"));
+}
 
 TEST_F(RpcTest, WhatIsPutComesBackAsTheReferenceCodecHasIt) {
   Start();

@@ -86,6 +86,58 @@ TEST(StatusReportTest, ShowsWhatIsStoredAndWhatWasDone) {
   EXPECT_THAT(text, HasSubstr("nqkv_build_info{version="));
 }
 
+// The value after `{cache="` of each of the family's series.
+std::set<std::string> LabelsOf(const std::string& text, const std::string& family) {
+  const std::string head = absl::StrCat("\n", family, "{cache=\"");
+  std::set<std::string> labels;
+  for (size_t at = text.find(head); at != std::string::npos; at = text.find(head, at + 1)) {
+    const size_t begin = at + head.size();
+    labels.insert(text.substr(begin, text.find('"', begin) - begin));
+  }
+  return labels;
+}
+
+// The counters name caches in the order in which they came, the gauges list them by name: one must not undo the other.
+TEST(StatusReportTest, GaugesAndCountersOfACacheHaveTheSameLabelBeyondTheFirst64) {
+  ServiceParts parts;
+  Watchdog watchdog;
+  StatusReport report(&parts.environment(), &watchdog);
+  for (int i = 100; i < 200; ++i) {
+    const v1::OpenCacheResponse cache = parts.Open(absl::StrCat("cache", 299 - i));
+    if (i == 100 || i >= 198) PutAll(&parts, cache, {{KeyOf(0), RawBlock(ModelLayout(), 0), 0}});
+  }
+  const std::string gauges = Text(report.Collect());
+  const std::set<std::string> labels = LabelsOf(gauges, "nqkv_cache_blocks");
+  EXPECT_EQ(labels.size(), Metrics::kCacheLabelsMax + 1);
+  for (const char* family : {"nqkv_cache_stored_bytes", "nqkv_cache_raw_bytes"}) {
+    EXPECT_EQ(LabelsOf(gauges, family), labels) << family;
+  }
+  EXPECT_EQ(LabelsOf(Text(parts.metrics().registry().Collect()), "nqkv_lookups_total"), labels);
+  EXPECT_THAT(gauges, HasSubstr("nqkv_cache_blocks{cache=\"cache199\"} 1\n"));
+  EXPECT_THAT(gauges, HasSubstr("nqkv_cache_blocks{cache=\"other\"} 2\n"));
+}
+
+TEST(StatusReportTest, TellsOfWhatIsBeingWrittenAndOfPartsThatAreRead) {
+  ServiceParts parts;
+  Watchdog watchdog;
+  StatusReport report(&parts.environment(), &watchdog);
+  const v1::OpenCacheResponse cache = parts.Open("cache");
+  PutAll(&parts, cache, {{KeyOf(0), RawBlock(ModelLayout(), 0), 0}});
+  const TenantId tenant = parts.tenant().id;
+  const PartRange whole = WholeRange(ModelLayout());
+  const auto id = static_cast<CacheId>(cache.cache_id());
+  const absl::StatusOr<BlockHandle> read = parts.store().Get(*BlockKey::Create(tenant, id, 0, KeyOf(0)), whole);
+  ASSERT_TRUE(read.ok());
+  const absl::StatusOr<Reservation> written =
+      parts.store().Reserve(*BlockKey::Create(tenant, id, 0, KeyOf(1)), whole, 1'000);
+  ASSERT_TRUE(written.ok());
+  const v1::GetStatsResponse stats = report.Stats();
+  EXPECT_EQ(stats.pinned_parts(), 1u);
+  EXPECT_GE(stats.pinned_bytes(), stats.stored_bytes());
+  EXPECT_GE(stats.reserved_bytes(), 1'000u);
+  EXPECT_EQ(stats.reserved_bytes(), parts.store().Stats().reserved_bytes);
+}
+
 // A scrape is refused as a whole when one family comes twice.
 TEST(StatusReportTest, NoFamilyComesTwiceAndEachHasTheProjectsPrefix) {
   ServiceParts parts;
