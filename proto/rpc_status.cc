@@ -51,6 +51,11 @@ absl::Status NotBuiltYet(absl::string_view field) {
   return WithViolation(absl::UnimplementedError(absl::StrCat(field, " is not built yet")), field, "not built yet");
 }
 
+absl::Status UnknownField(absl::string_view message, uint64_t number) {
+  const std::string description = absl::StrCat("field ", number, " is not known to this server");
+  return WithViolation(absl::UnimplementedError(absl::StrCat(message, ": ", description)), message, description);
+}
+
 absl::Status WithRetry(absl::Status status, absl::Duration delay) {
   google::rpc::RetryInfo detail;
   const int64_t nanos = absl::ToInt64Nanoseconds(delay);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -19,6 +20,10 @@ absl::Status FieldError(absl::string_view field, absl::string_view description);
 
 // UNIMPLEMENTED "<field> is not built yet", with a BadRequest detail.
 absl::Status NotBuiltYet(absl::string_view field);
+
+// UNIMPLEMENTED: `message` (a path, or a message's name) sets a field number that the contract does not have; with a
+// BadRequest detail.
+absl::Status UnknownField(absl::string_view message, uint64_t number);
 
 // `status` with a RetryInfo detail.
 absl::Status WithRetry(absl::Status status, absl::Duration delay);

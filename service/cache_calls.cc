@@ -119,11 +119,10 @@ void MatchSet(BlockStore* store, const Chain& chain, bool include_blocks, v1::Gr
   match->set_raw_bytes(present.size() * RawBytes(chain.group->layout, chain.needed));
 }
 
-constexpr int kQueriesMax = 4'096;
-
 absl::Status CheckLookupSize(const v1::LookupRequest& request, size_t groups, uint32_t keys_max) {
-  if (request.queries_size() > kQueriesMax) {
-    return FieldError("queries", absl::StrCat(request.queries_size(), " queries, at most ", kQueriesMax));
+  constexpr int queries_max = ServiceLimits::kLookupQueriesMax;
+  if (request.queries_size() > queries_max) {
+    return FieldError("queries", absl::StrCat(request.queries_size(), " queries, at most ", queries_max));
   }
   uint64_t keys = 0;
   for (int q = 0; q < request.queries_size(); ++q) {
@@ -146,6 +145,7 @@ void FillLimits(const ServiceLimits& limits, v1::Limits* out) {
   out->set_put_open_blocks_max(limits.put_open_blocks_max);
   out->set_key_bytes_max(BlockKey::kBytesMax);
   out->set_message_bytes_best(limits.message_bytes_best);
+  out->set_request_bytes_max(limits.request_bytes_max);
   out->set_max_read_seconds(limits.read_seconds_max);
 }
 
@@ -182,9 +182,11 @@ absl::Status CacheCalls::OpenCache(const Tenant& tenant, const v1::OpenCacheRequ
   response->add_transports("grpc");
   response->set_server_version(std::string(Version()));
   response->set_placement_run(16);
-  spdlog::info("{} cache '{}' of model '{}', shard {}, codec {}{}{}", opened.created ? "created" : "joined",
-               cache.name(), cache.spec().model(), opened.shard_id, cache.policy().Name(),
-               request.engine().empty() ? "" : ", by ", request.engine());
+  // Workers join at any rate: only what is new is worth a line.
+  spdlog::log(opened.created ? spdlog::level::info : spdlog::level::debug,
+              "{} cache '{}' of model '{}', shard {}, codec {}{}{}", opened.created ? "created" : "joined",
+              cache.name(), cache.spec().model(), opened.shard_id, cache.policy().Name(),
+              request.engine().empty() ? "" : ", by ", request.engine());
   return absl::OkStatus();
 }
 

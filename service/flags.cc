@@ -48,6 +48,8 @@ ABSL_FLAG(
     "until some are. 0: a quarter of it.");
 ABSL_FLAG(nqkv::ByteSize, max_message_bytes, nqkv::ByteSize{nqkv::ServiceLimits().message_bytes_max},
           "Largest message, either way.");
+ABSL_FLAG(nqkv::ByteSize, max_request_bytes, nqkv::ByteSize{nqkv::ServiceLimits().request_bytes_max},
+          "Largest request of any call but Put. Never more than --max_message_bytes.");
 ABSL_FLAG(nqkv::ByteSize, max_block_raw_bytes, nqkv::ByteSize{nqkv::ServiceLimits().block_raw_bytes_max},
           "Largest block before encoding. Never more than the memory for blocks.");
 ABSL_FLAG(uint32_t, lookup_keys_max, nqkv::ServiceLimits().lookup_keys_max, "Keys in one Lookup.");
@@ -136,6 +138,7 @@ Options FromFlags() {
   options.in_flight_bytes = absl::GetFlag(FLAGS_in_flight_bytes).bytes;
   options.reserved_bytes_max = absl::GetFlag(FLAGS_reserved_bytes_max).bytes;
   options.limits.message_bytes_max = absl::GetFlag(FLAGS_max_message_bytes).bytes;
+  options.limits.request_bytes_max = absl::GetFlag(FLAGS_max_request_bytes).bytes;
   options.limits.block_raw_bytes_max = absl::GetFlag(FLAGS_max_block_raw_bytes).bytes;
   options.limits.lookup_keys_max = absl::GetFlag(FLAGS_lookup_keys_max);
   options.limits.get_keys_max = absl::GetFlag(FLAGS_get_keys_max);

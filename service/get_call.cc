@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "kernels/status_macros.h"
 #include "proto/rpc_status.h"
+#include "service/request_parser.h"
 
 namespace nqkv {
 namespace {
@@ -19,6 +20,7 @@ GetCall::GetCall(const CallEnvironment* environment, Transport* transport)
 
 void GetCall::Start(Caller caller, const v1::GetRequest& request) {
   MutexLock lock(&mutex_);
+  if (finished_) return;  // Cancelled while the request was read.
   caller_ = std::move(caller);
   const absl::Status status = Prepare(request);
   if (!status.ok()) return Finish(status);
@@ -27,6 +29,43 @@ void GetCall::Start(Caller caller, const v1::GetRequest& request) {
     if (const std::shared_ptr<GetCall> call = weak.lock()) call->OnTooLong();
   });
   Advance();
+}
+
+void GetCall::Start(const Caller& caller, const RequestShape* shape, std::unique_ptr<IncomingMessage> message) {
+  if (const absl::Status status = Admit(caller, message.get()); !status.ok()) return End(status);
+  if (message->bytes() <= kInlineRequestBytesMax) return Read(caller, *shape, *message);
+  const bool posted =
+      environment_->workers->TryPost([self = shared_from_this(), caller, shape, message = std::move(message)] {
+        self->Read(caller, *shape, *message);
+      });
+  if (posted) return;
+  environment_->metrics->RecordRejection(Rejection::kQueueFull);
+  End(WithRetry(absl::ResourceExhaustedError("too many calls wait for a codec thread"), kRetryDelay));
+}
+
+absl::Status GetCall::Admit(const Caller& caller, const IncomingMessage* message) {
+  if (message == nullptr) return absl::InvalidArgumentError("malformed message: it cannot be unpacked");
+  MutexLock lock(&mutex_);
+  NQKV_ASSIGN_OR_RETURN(ByteBudget::Lease lease, AdmitRequest(*environment_, caller.payload.get(), *message));
+  caller_ = caller;
+  request_leases_.push_back(std::move(lease));
+  return absl::OkStatus();
+}
+
+void GetCall::Read(const Caller& caller, const RequestShape& shape, const IncomingMessage& message) {
+  v1::GetRequest request;
+  absl::StatusOr<ByteBudget::Lease> lease = ParseRequest(*environment_, caller.payload.get(), shape, message, &request);
+  if (!lease.ok()) return End(lease.status());
+  {
+    MutexLock lock(&mutex_);
+    if (!finished_) request_leases_.push_back(*std::move(lease));
+  }
+  Start(caller, request);
+}
+
+void GetCall::End(const absl::Status& status) {
+  MutexLock lock(&mutex_);
+  if (!finished_) Finish(status);
 }
 
 void GetCall::Refuse(const absl::Status& status) {
@@ -124,6 +163,7 @@ void GetCall::Finish(const absl::Status& status) {
   if (too_long_.has_value()) environment_->timer->Cancel(*too_long_);
   stream_.reset();  // Pins go now, not when the transport lets go of the call.
   first_lease_.reset();
+  request_leases_.clear();
   environment_->metrics->RecordRpc(Rpc::kGet, status.code(), absl::Now() - start_);
   std::exchange(transport_, nullptr)->Finish(status);
 }

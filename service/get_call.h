@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -11,6 +12,7 @@
 #include "service/call_message.h"
 #include "service/call_timer.h"
 #include "service/get_stream.h"
+#include "service/request_shape.h"
 #include "storage/mutex.h"
 
 namespace nqkv {
@@ -33,6 +35,9 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   GetCall(const CallEnvironment* environment, Transport* transport);
 
   void Start(Caller caller, const v1::GetRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The same from the message as it came; null when the transport could not read it. `shape` must outlive the call.
+  void Start(const Caller& caller, const RequestShape* shape, std::unique_ptr<IncomingMessage> message)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends a call that has not been started.
   void Refuse(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnWriteDone(bool ok) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -40,6 +45,11 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   void OnCancel() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  absl::Status Admit(const Caller& caller, const IncomingMessage* message) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Read(const Caller& caller, const RequestShape& shape, const IncomingMessage& message)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Unless it has ended already.
+  void End(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Prepare(const v1::GetRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // For the next message; null when it must wait for the one that is being written.
   std::shared_ptr<PayloadLease> LeaseForNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -56,6 +66,7 @@ class GetCall : public std::enable_shared_from_this<GetCall> {
   Transport* transport_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<GetStream> stream_;  // The worker's while `working_`, else guarded by `mutex_`.
   Caller caller_ ABSL_GUARDED_BY(mutex_);
+  std::vector<ByteBudget::Lease> request_leases_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<PayloadLease> first_lease_ ABSL_GUARDED_BY(mutex_);
   std::optional<OutgoingMessage> ready_ ABSL_GUARDED_BY(mutex_);
   std::optional<CallTimer::Ticket> too_long_ ABSL_GUARDED_BY(mutex_);

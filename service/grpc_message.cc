@@ -3,8 +3,6 @@
 #include <array>
 #include <utility>
 
-#include "grpcpp/support/proto_buffer_reader.h"
-
 namespace nqkv {
 namespace {
 
@@ -12,9 +10,10 @@ void ReleasePayload(void* holder) { delete static_cast<std::shared_ptr<const Pay
 
 }  // namespace
 
-std::unique_ptr<GrpcIncomingMessage> GrpcIncomingMessage::Create(const grpc::ByteBuffer& buffer) {
+std::unique_ptr<GrpcIncomingMessage> GrpcIncomingMessage::Create(grpc::ByteBuffer* buffer) {
   auto message = std::make_unique<GrpcIncomingMessage>();
-  if (!buffer.Dump(&message->slices_).ok()) return nullptr;
+  message->buffer_.Swap(buffer);
+  if (!message->buffer_.Dump(&message->slices_).ok()) return nullptr;
   // A short slice holds its bytes inside itself: take the addresses only where it stays.
   for (const grpc::Slice& slice : message->slices_) {
     message->pieces_.push_back({reinterpret_cast<const std::byte*>(slice.begin()), slice.size()});
@@ -36,12 +35,6 @@ grpc::ByteBuffer ToByteBuffer(const google::protobuf::MessageLite& message) {
   const std::string bytes = message.SerializeAsString();
   const grpc::Slice slice(bytes.data(), bytes.size());
   return grpc::ByteBuffer(&slice, 1);
-}
-
-bool ParseByteBuffer(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite* message) {
-  grpc::ByteBuffer copy = buffer;  // The reader wants to change it; the slices are shared.
-  grpc::ProtoBufferReader reader(&copy);
-  return reader.status().ok() && message->ParseFromZeroCopyStream(&reader);
 }
 
 }  // namespace nqkv

@@ -17,12 +17,15 @@ namespace nqkv {
 // Keeps the slices that hold the bytes.
 class GrpcIncomingMessage final : public IncomingMessage {
  public:
-  // Null when gRPC cannot unpack the buffer.
-  static std::unique_ptr<GrpcIncomingMessage> Create(const grpc::ByteBuffer& buffer);
+  // Takes the bytes out of the buffer. Null when gRPC cannot unpack it.
+  static std::unique_ptr<GrpcIncomingMessage> Create(grpc::ByteBuffer* buffer);
 
   std::span<const std::span<const std::byte>> pieces() const override { return pieces_; }
 
  private:
+  // Goes last: gRPC 1.51 crashes when memory is short and a thread that is not its own drops the last hold on a slice.
+  // A buffer brings the context that this needs.
+  grpc::ByteBuffer buffer_;
   std::vector<grpc::Slice> slices_;
   std::vector<std::span<const std::byte>> pieces_;
 };
@@ -30,8 +33,5 @@ class GrpcIncomingMessage final : public IncomingMessage {
 // The buffer keeps the payload's memory until gRPC has sent or dropped it.
 grpc::ByteBuffer ToByteBuffer(OutgoingMessage message);
 grpc::ByteBuffer ToByteBuffer(const google::protobuf::MessageLite& message);
-
-// False when the bytes are no such message.
-bool ParseByteBuffer(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite* message);
 
 }  // namespace nqkv

@@ -4,20 +4,15 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "proto/rpc_status.h"
 #include "service/get_call.h"
 #include "service/grpc_message.h"
 #include "service/put_call.h"
+#include "service/unary_call.h"
 #include "spdlog/spdlog.h"
 
 namespace nqkv {
 namespace {
-
-// Below this a call costs less than handing it to a worker.
-constexpr int kInlineKeysMax = 1'024;
-constexpr absl::Duration kRetryDelay = absl::Milliseconds(100);
 
 // The caller's trace, so that its logs and ours can be laid side by side.
 void LogTrace(const grpc::CallbackServerContext& context, Rpc rpc) {
@@ -33,38 +28,40 @@ void LogEnd(Rpc rpc, const absl::Status& status) {
   spdlog::debug("{} ended: {}", std::string(RpcName(rpc)), status.ToString());
 }
 
-// Counts the call, answers it and lets it out.
-void EndUnary(const CallEnvironment& environment, Rpc rpc, absl::Time start, const absl::Status& status,
-              grpc::ServerUnaryReactor* reactor) {
-  environment.metrics->RecordRpc(rpc, status.code(), absl::Now() - start);
-  LogEnd(rpc, status);
-  reactor->Finish(ToGrpc(status));
+// The message that a handler was given. It is taken out of the handler's buffer, which lives as long as the call, so
+// that its memory goes when the message does.
+std::unique_ptr<IncomingMessage> TakeMessage(const grpc::ByteBuffer* request) {
+  return GrpcIncomingMessage::Create(const_cast<grpc::ByteBuffer*>(request));
 }
 
-// Runs `call` here or, when it is `large`, on a worker.
-template <typename Call>
-grpc::ServerUnaryReactor* RunUnary(const CallEnvironment* environment, grpc::CallbackServerContext* context, Rpc rpc,
-                                   bool large, Call call) {
-  LogTrace(*context, rpc);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Time start = absl::Now();
-  absl::StatusOr<CallGate::Pass> pass = environment->gate->Enter();
-  if (!pass.ok()) {
-    EndUnary(*environment, rpc, start, pass.status(), reactor);
-    return reactor;
+// gRPC's side of a UnaryCall. Deletes itself when gRPC is done with it.
+class UnaryReactor final : public grpc::ServerUnaryReactor, public UnaryCall::Transport {
+ public:
+  UnaryReactor(const CallEnvironment* environment, grpc::CallbackServerContext* context, const Tenant& tenant,
+               const UnaryMethod* method, const grpc::ByteBuffer* request, grpc::ByteBuffer* response)
+      : context_(context),
+        response_(response),
+        call_(std::make_shared<UnaryCall>(environment, this, environment->callers->Find(tenant, context->peer()),
+                                          method)) {
+    call_->Start(TakeMessage(request));
   }
-  auto run = [environment, reactor, rpc, start, pass = *std::move(pass), call = std::move(call)] {
-    EndUnary(*environment, rpc, start, call(), reactor);
-  };
-  if (!large) {
-    run();
-  } else if (!environment->workers->TryPost(std::move(run))) {
-    environment->metrics->RecordRejection(Rejection::kQueueFull);
-    EndUnary(*environment, rpc, start,
-             WithRetry(absl::ResourceExhaustedError("too many calls wait for a worker thread"), kRetryDelay), reactor);
+
+  void OnDone() override {
+    call_->OnDone();
+    delete this;
   }
-  return reactor;
-}
+
+ private:
+  void Finish(const absl::Status& status, std::string reply) override {
+    if (status.ok()) *response_ = ToByteBuffer(OutgoingMessage{.head = std::move(reply)});
+    grpc::ServerUnaryReactor::Finish(ToGrpc(status));
+  }
+  void Cancel() override { context_->TryCancel(); }
+
+  grpc::CallbackServerContext* const context_;
+  grpc::ByteBuffer* const response_;
+  const std::shared_ptr<UnaryCall> call_;
+};
 
 // gRPC's side of a PutCall. Deletes itself when gRPC is done with it.
 class PutReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>, public PutCall::Transport {
@@ -82,8 +79,7 @@ class PutReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
   void OnReadDone(bool ok) override {
     if (!ok) return call_->OnReadsDone();
-    std::unique_ptr<GrpcIncomingMessage> message = GrpcIncomingMessage::Create(incoming_);
-    incoming_.Clear();
+    std::unique_ptr<GrpcIncomingMessage> message = GrpcIncomingMessage::Create(&incoming_);
     if (message == nullptr) return call_->OnCancel();
     call_->OnMessage(std::move(message));
   }
@@ -114,15 +110,12 @@ class PutReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 class GetReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public GetCall::Transport {
  public:
   GetReactor(const CallEnvironment* environment, grpc::CallbackServerContext* context, const Tenant& tenant,
-             const grpc::ByteBuffer& request)
+             const RequestShape* shape, const grpc::ByteBuffer* request)
       : pass_(environment->gate->Enter()), context_(context), call_(std::make_shared<GetCall>(environment, this)) {
-    v1::GetRequest parsed;
-    if (!pass_.ok()) {
-      call_->Refuse(pass_.status());
-    } else if (ParseByteBuffer(request, &parsed)) {
-      call_->Start(environment->callers->Find(tenant, context->peer()), parsed);
+    if (pass_.ok()) {
+      call_->Start(environment->callers->Find(tenant, context->peer()), shape, TakeMessage(request));
     } else {
-      call_->Refuse(absl::InvalidArgumentError("malformed message: not a GetRequest"));
+      call_->Refuse(pass_.status());
     }
   }
 
@@ -147,39 +140,30 @@ class GetReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publ
   grpc::ByteBuffer outgoing_;
 };
 
-int LookupKeys(const v1::LookupRequest& request) {
-  int keys = 0;
-  for (const v1::LookupQuery& query : request.queries()) {
-    for (const v1::KeyChain& chain : query.chains()) keys += chain.keys_size();
-  }
-  return keys;
-}
-
 }  // namespace
 
 grpc::ServerUnaryReactor* KvCacheService::OpenCache(grpc::CallbackServerContext* context,
-                                                    const v1::OpenCacheRequest* request,
-                                                    v1::OpenCacheResponse* response) {
-  return RunUnary(environment_, context, Rpc::kOpenCache, /*large=*/true,
-                  [this, request, response] { return calls_.OpenCache(tenants_->Resolve(), *request, response); });
+                                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  LogTrace(*context, Rpc::kOpenCache);
+  return new UnaryReactor(environment_, context, tenants_->Resolve(), &methods_.open_cache, request, response);
 }
 
-grpc::ServerUnaryReactor* KvCacheService::Lookup(grpc::CallbackServerContext* context, const v1::LookupRequest* request,
-                                                 v1::LookupResponse* response) {
-  return RunUnary(environment_, context, Rpc::kLookup, LookupKeys(*request) > kInlineKeysMax,
-                  [this, request, response] { return calls_.Lookup(tenants_->Resolve(), *request, response); });
+grpc::ServerUnaryReactor* KvCacheService::Lookup(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                 grpc::ByteBuffer* response) {
+  LogTrace(*context, Rpc::kLookup);
+  return new UnaryReactor(environment_, context, tenants_->Resolve(), &methods_.lookup, request, response);
 }
 
-grpc::ServerUnaryReactor* KvCacheService::Delete(grpc::CallbackServerContext* context, const v1::DeleteRequest* request,
-                                                 v1::DeleteResponse* response) {
-  return RunUnary(environment_, context, Rpc::kDelete, request->keys_size() > kInlineKeysMax,
-                  [this, request, response] { return calls_.Delete(tenants_->Resolve(), *request, response); });
+grpc::ServerUnaryReactor* KvCacheService::Delete(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                 grpc::ByteBuffer* response) {
+  LogTrace(*context, Rpc::kDelete);
+  return new UnaryReactor(environment_, context, tenants_->Resolve(), &methods_.delete_blocks, request, response);
 }
 
-grpc::ServerUnaryReactor* KvCacheService::Clear(grpc::CallbackServerContext* context, const v1::ClearRequest* request,
-                                                v1::ClearResponse* response) {
-  return RunUnary(environment_, context, Rpc::kClear, /*large=*/true,
-                  [this, request, response] { return calls_.Clear(tenants_->Resolve(), *request, response); });
+grpc::ServerUnaryReactor* KvCacheService::Clear(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response) {
+  LogTrace(*context, Rpc::kClear);
+  return new UnaryReactor(environment_, context, tenants_->Resolve(), &methods_.clear, request, response);
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KvCacheService::Put(grpc::CallbackServerContext* context) {
@@ -190,7 +174,7 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KvCacheService::Put
 grpc::ServerWriteReactor<grpc::ByteBuffer>* KvCacheService::Get(grpc::CallbackServerContext* context,
                                                                 const grpc::ByteBuffer* request) {
   LogTrace(*context, Rpc::kGet);
-  return new GetReactor(environment_, context, tenants_->Resolve(), *request);
+  return new GetReactor(environment_, context, tenants_->Resolve(), &get_shape_, request);
 }
 
 }  // namespace nqkv

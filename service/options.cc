@@ -37,6 +37,7 @@ absl::Status CheckLimits(const Options& options) {
   NQKV_RETURN_IF_ERROR(CheckRange("max_message_bytes", limits.message_bytes_max, kMiB, 1024 * kMiB));
   NQKV_RETURN_IF_ERROR(
       CheckRange("message_bytes_best", limits.message_bytes_best, kMiB / 16, limits.message_bytes_max));
+  NQKV_RETURN_IF_ERROR(CheckRange("max_request_bytes", limits.request_bytes_max, kMiB / 16, 1024 * kMiB));
   NQKV_RETURN_IF_ERROR(
       CheckRange("in_flight_bytes", options.in_flight_bytes, 2 * limits.message_bytes_max, uint64_t{1} << 50));
   NQKV_RETURN_IF_ERROR(CheckRange<uint64_t>("reserved_bytes_max", options.reserved_bytes_max, 0, uint64_t{1} << 50));

@@ -11,8 +11,11 @@ namespace nqkv {
 
 // Bounds on what one request, cache or stream may ask for. OpenCache tells clients those that concern them.
 struct ServiceLimits {
+  static constexpr int kLookupQueriesMax = 4'096;
+
   uint64_t message_bytes_max = uint64_t{32} << 20;  // Of one message, either way.
   uint64_t message_bytes_best = uint64_t{1} << 20;  // What Get aims at.
+  uint64_t request_bytes_max = uint64_t{8} << 20;   // Of a request of any rpc but Put.
   uint32_t lookup_keys_max = 65'536;                // In one Lookup, over all chains.
   uint32_t get_keys_max = 4'096;
   uint32_t delete_keys_max = 65'536;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/status_macros.h"
+#include "service/request_shape.h"
 
 namespace nqkv {
 namespace {
@@ -124,7 +125,9 @@ absl::StatusOr<PutMessage> ParsePutMessage(std::span<const std::span<const std::
     }
     NQKV_RETURN_IF_ERROR(PassValue(reader, tag & 7));
   }
-  if (!message.fields.ParseFromString(reader.passed())) return Malformed("not a PutRequest");
+  const std::span<const std::byte> fields = std::as_bytes(std::span(reader.passed()));
+  NQKV_RETURN_IF_ERROR(PutShape().Check({&fields, 1}).status());
+  if (!message.fields.ParseFromString(reader.passed())) return PutShape().Malformed("a string of it is not UTF-8");
   return message;
 }
 

@@ -20,6 +20,7 @@ struct PutMessage {
 //
 // Errors:
 //   INVALID_ARGUMENT  not a PutRequest, a field after the payload, or more than 1 MiB before it.
+//   UNIMPLEMENTED     a field number that the contract does not have.
 absl::StatusOr<PutMessage> ParsePutMessage(std::span<const std::span<const std::byte>> pieces);
 
 }  // namespace nqkv

@@ -118,6 +118,7 @@ class ServerImpl final : public Server {
     ServiceLimits& limits = options_.limits;
     limits.block_raw_bytes_max = std::min(limits.block_raw_bytes_max, capacity);
     if (options_.reserved_bytes_max == 0) options_.reserved_bytes_max = capacity / 4;
+    limits.request_bytes_max = std::min(limits.request_bytes_max, limits.message_bytes_max);
     const CacheRegistry::Bounds bounds = {.spec = {.block_raw_bytes_max = limits.block_raw_bytes_max,
                                                    .plane_raw_bytes_max = options_.in_flight_bytes / 4},
                                           .caches_max = limits.caches_max,

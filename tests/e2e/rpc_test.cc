@@ -1,6 +1,7 @@
 // The service through its sockets, with the stubs that any user of gRPC has.
 #include <condition_variable>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -114,17 +115,20 @@ class RpcTest : public ::testing::Test {
     EXPECT_TRUE(status.ok()) << status.error_message();
     return response;
   }
+  // False: they are not so in time.
+  bool WaitForStats(const std::function<bool(const v1::GetStatsResponse&)>& wanted) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    do {
+      if (wanted(Stats())) return true;
+    } while (absl::Now() < deadline);
+    return false;
+  }
   // What a call held goes when gRPC lets go of it, a moment after the client has its status.
   void ExpectNothingHeld(uint64_t used_bytes) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(20);
-    v1::GetStatsResponse stats = Stats();
-    while (absl::Now() < deadline &&
-           (stats.in_flight_bytes() > 0 || stats.pinned_parts() > 0 || stats.used_bytes() != used_bytes)) {
-      stats = Stats();
-    }
-    EXPECT_EQ(stats.in_flight_bytes(), 0u);
-    EXPECT_EQ(stats.pinned_parts(), 0u);
-    EXPECT_EQ(stats.used_bytes(), used_bytes);
+    const auto is_idle = [used_bytes](const v1::GetStatsResponse& stats) {
+      return stats.in_flight_bytes() == 0 && stats.pinned_parts() == 0 && stats.used_bytes() == used_bytes;
+    };
+    EXPECT_TRUE(WaitForStats(is_idle)) << Stats().DebugString();
   }
   void ExpectStillServing(const v1::OpenCacheResponse& cache) {
     PutBlocks(cache, 1);
@@ -268,8 +272,7 @@ TEST_F(RpcTest, AStreamCutInTheMiddleOfABlockLeavesNothing) {
     grpc::ClientContext context;
     const auto stream = stub_->Put(&context);
     ASSERT_TRUE(stream->Write(request));
-    while (Stats().used_bytes() == 0) {  // Until the server has begun the block.
-    }
+    ASSERT_TRUE(WaitForStats([](const auto& stats) { return stats.used_bytes() > 0; }));  // The block is begun.
     context.TryCancel();
     EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
   }
@@ -309,8 +312,7 @@ TEST_F(RpcTest, AReaderThatDoesNotReadIsCancelledAndItsBytesComeBack) {
   grpc::ClientContext context;
   const auto stream = stub_->Get(&context, request);
   ExpectNothingHeld(used_bytes);
-  while (Stats().rejected_total() == 0) {
-  }
+  ASSERT_TRUE(WaitForStats([](const auto& stats) { return stats.rejected_total() > 0; }));
   ExpectNothingHeld(used_bytes);
   v1::GetResponse response;
   while (stream->Read(&response)) {
@@ -455,10 +457,10 @@ TEST_F(RpcTest, DrainingLetsACallEndAndRefusesNewOnes) {
   grpc::ClientContext context;
   const auto stream = stub_->Put(&context);
   ASSERT_TRUE(stream->Write(begin));
-  while (Stats().used_bytes() == 0) {
-  }
+  ASSERT_TRUE(WaitForStats([](const auto& stats) { return stats.used_bytes() > 0; }));  // The block is begun.
   std::thread drain([this] { server_->Drain(absl::Seconds(30)); });
   // New calls are refused as soon as the drain has begun.
+  const absl::Time drain_deadline = absl::Now() + absl::Seconds(20);
   absl::Status refused;
   do {
     grpc::ClientContext lookup_context;
@@ -467,7 +469,7 @@ TEST_F(RpcTest, DrainingLetsACallEndAndRefusesNewOnes) {
     v1::LookupResponse response;
     lookup_context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
     refused = FromGrpc(stub_->Lookup(&lookup_context, lookup, &response));
-  } while (refused.ok());
+  } while (refused.ok() && absl::Now() < drain_deadline);
   EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable) << refused;
   EXPECT_TRUE(stream->Write(rest));
   stream->WritesDone();
@@ -488,8 +490,7 @@ TEST_F(RpcTest, DrainingCancelsWhatDoesNotEndInItsGrace) {
   begin.mutable_payload()->resize(50'000);
   begin.mutable_chunks(0)->set_bytes(50'000);
   ASSERT_TRUE(stream->Write(begin));
-  while (Stats().used_bytes() == 0) {
-  }
+  ASSERT_TRUE(WaitForStats([](const auto& stats) { return stats.used_bytes() > 0; }));  // The block is begun.
   server_->Drain(absl::Milliseconds(50));
   EXPECT_FALSE(stream->Finish().ok());
 }
