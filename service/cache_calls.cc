@@ -119,6 +119,26 @@ void MatchSet(BlockStore* store, const Chain& chain, bool include_blocks, v1::Gr
   match->set_raw_bytes(present.size() * RawBytes(chain.group->layout, chain.needed));
 }
 
+// What a reply takes at most: a query's result, a chain's match, and a block's description with its tag and length.
+constexpr uint64_t kResultBytesMax = 24;
+constexpr uint64_t kMatchBytesMax = 48;
+constexpr uint64_t kBlockInfoBytesMax = 32;
+
+// Whatever is present: a client that stays below it is never surprised by a cache that has filled.
+absl::Status CheckReplySize(const v1::LookupRequest& request, uint64_t message_bytes_max) {
+  uint64_t bytes = 0;
+  for (const v1::LookupQuery& query : request.queries()) {
+    bytes += kResultBytesMax;
+    for (const v1::KeyChain& chain : query.chains()) {
+      const uint64_t keys = static_cast<uint64_t>(chain.keys_size());
+      bytes += kMatchBytesMax + keys / 8 + (query.include_blocks() ? keys * kBlockInfoBytesMax : 0);
+    }
+  }
+  if (bytes <= message_bytes_max) return absl::OkStatus();
+  return FieldError("queries", absl::StrCat("the reply may take ", bytes, " bytes, at most ", message_bytes_max,
+                                            " make a message: ask for fewer keys, or leave out include_blocks"));
+}
+
 absl::Status CheckLookupSize(const v1::LookupRequest& request, size_t groups, uint32_t keys_max) {
   constexpr int queries_max = ServiceLimits::kLookupQueriesMax;
   if (request.queries_size() > queries_max) {
@@ -196,6 +216,7 @@ absl::Status CacheCalls::Lookup(const Tenant& tenant, const v1::LookupRequest& r
   NQKV_ASSIGN_OR_RETURN(const std::shared_ptr<Cache> cache, environment_->caches->Find(tenant, request.cache_id()));
   NQKV_ASSIGN_OR_RETURN(const Shard* shard, cache->FindShard(request.shard_id()));
   NQKV_RETURN_IF_ERROR(CheckLookupSize(request, cache->groups().size(), environment_->limits.lookup_keys_max));
+  NQKV_RETURN_IF_ERROR(CheckReplySize(request, environment_->limits.message_bytes_max));
   for (int q = 0; q < request.queries_size(); ++q) {
     const v1::LookupQuery& query = request.queries(q);
     const std::string path = absl::StrCat("queries[", q, "]");

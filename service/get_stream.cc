@@ -16,6 +16,15 @@ namespace {
 
 // What a message may spend on everything but the payload: results of misses, descriptions of planes.
 constexpr size_t kChunksBytesMax = size_t{256} << 10;
+// A message is begun below that and takes in one more block's descriptions, which have as much.
+constexpr uint64_t kPlaneInfoBytesMax = 72;
+constexpr uint64_t kHeadBytesMax = 2 * kChunksBytesMax;
+
+// What the payload may have of a message, so that all of it stays below the limit that OpenCache tells.
+uint64_t PayloadBytes(const ServiceLimits& limits) {
+  const uint64_t head = std::min(kHeadBytesMax, limits.message_bytes_max / 2);
+  return std::min(limits.message_bytes_best, limits.message_bytes_max - head);
+}
 
 void AppendVarint(uint64_t value, std::string* out) {
   while (value >= 0x80) {
@@ -80,7 +89,7 @@ GetStream::GetStream(const CallEnvironment* environment, std::shared_ptr<Cache> 
       include_planes_(request.include_planes()),
       dtype_(dtype),
       keys_(std::move(keys)),
-      message_bytes_(environment->limits.message_bytes_best) {
+      message_bytes_(PayloadBytes(environment->limits)) {
   for (size_t plane = span_.first; plane < span_.last; ++plane) {
     block_bytes_ += PlaneBytes(plane);
     plane_bytes_max_ = std::max(plane_bytes_max_, PlaneBytes(plane));
@@ -117,7 +126,7 @@ bool GetStream::AddWholeBlock(const std::shared_ptr<PayloadLease>& lease, Draft*
   if (draft->buffer != nullptr && draft->end + block_bytes_ > draft->buffer_bytes) return false;
   const uint32_t index = static_cast<uint32_t>(next_key_++);
   absl::StatusOr<PinnedBlock> block = Pin(keys_[index]);
-  absl::Status status = block.status();
+  absl::Status status = block.ok() ? CheckDescriptions(*block) : block.status();
   if (status.ok() && draft->buffer == nullptr) {
     const uint64_t blocks_left = keys_.size() - index;
     draft->buffer_bytes = std::min(message_bytes_, blocks_left * block_bytes_);
@@ -145,7 +154,8 @@ bool GetStream::OpenLargeBlock(Draft* draft) {
   if (draft->end > draft->begin) return false;  // It starts a message of its own.
   const uint32_t index = static_cast<uint32_t>(next_key_++);
   absl::StatusOr<PinnedBlock> block = Pin(keys_[index]);
-  absl::Status status = block.ok() ? CheckPlanes(&*block) : block.status();
+  absl::Status status = block.ok() ? CheckDescriptions(*block) : block.status();
+  if (status.ok()) status = CheckPlanes(&*block);
   if (!status.ok()) {
     FailBlock(index, DropIfDamaged(index, std::move(status)), draft);
     return true;
@@ -213,6 +223,18 @@ absl::StatusOr<GetStream::PinnedBlock> GetStream::Pin(const BlockKey& key) const
     block.parts.push_back(*view);
   }
   return block;
+}
+
+absl::Status GetStream::CheckDescriptions(const PinnedBlock& block) const {
+  if (!include_planes_) return absl::OkStatus();
+  uint64_t planes = 0;
+  for (const BlockView& part : block.parts) {
+    for (size_t i = 0; i < part.plane_count(); ++i) planes += IsUsed(part, part.plane(i)) ? 1 : 0;
+  }
+  constexpr uint64_t kPlanesMax = kChunksBytesMax / kPlaneInfoBytesMax;
+  if (planes <= kPlanesMax) return absl::OkStatus();
+  return FieldError("include_planes", absl::StrCat("the block was read from ", planes, " stored planes, at most ",
+                                                   kPlanesMax, " are described: ask for fewer layers or heads"));
 }
 
 absl::Status GetStream::CheckPlanes(PinnedBlock* block) const {

@@ -78,6 +78,8 @@ class GetStream {
 
   // Pins and parses. NOT_FOUND, DATA_LOSS.
   absl::StatusOr<PinnedBlock> Pin(const BlockKey& key) const;
+  // Of what include_planes adds: it must fit into a message.
+  absl::Status CheckDescriptions(const PinnedBlock& block) const;
   absl::Status CheckPlanes(PinnedBlock* block) const;
   absl::Status Decode(const PinnedBlock& block, size_t plane, std::byte* target) const;
   bool IsUsed(const BlockView& part, const PlaneEntry& plane) const;

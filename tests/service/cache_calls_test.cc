@@ -444,5 +444,28 @@ TEST_F(CacheCallsTest, DeletesAndClearsAndTellsWhatWasThere) {
   EXPECT_EQ(Lookup(LookupOf(other, {0}))->results(0).matched_tokens(), 16u);
 }
 
+TEST(LookupReplyTest, IsRefusedWhenItMightNotFitIntoAMessage) {
+  FixtureOptions options;
+  options.limits.message_bytes_max = 100'000;
+  ServiceParts parts(options);
+  const v1::OpenCacheResponse cache = parts.Open("cache");
+  v1::LookupRequest request;
+  request.set_cache_id(cache.cache_id());
+  v1::LookupQuery* query = request.add_queries();
+  query->set_mode(v1::LOOKUP_MODE_SET);
+  v1::KeyChain* chain = query->add_chains();
+  for (int key = 0; key < 4'000; ++key) chain->add_keys(KeyOf(key));
+  const auto lookup = [&] {
+    v1::LookupResponse response;
+    return parts.calls().Lookup(parts.tenant(), request, &response);
+  };
+  EXPECT_TRUE(lookup().ok());
+  query->set_include_blocks(true);
+  EXPECT_EQ(lookup().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(lookup().message()), ::testing::HasSubstr("the reply may take 128572 bytes, at most 100000"));
+  chain->mutable_keys()->DeleteSubrange(3'000, 1'000);
+  EXPECT_TRUE(lookup().ok());
+}
+
 }  // namespace
 }  // namespace nqkv

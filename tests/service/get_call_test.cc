@@ -428,5 +428,27 @@ TEST_F(GetCallTest, ManyReadersAndWritersAtOnceSeeOnlyWholeBlocks) {
   EXPECT_TRUE(parts_->CheckIdle().ok()) << parts_->CheckIdle();
 }
 
+TEST(GetCallReplyTest, DescriptionsOfPlanesFitIntoAMessageOrAreRefused) {
+  ServiceParts parts;
+  const ModelShape shape = {.layers = 1'024, .heads = 2, .channels = 8, .block_tokens = 1};
+  v1::OpenCacheResponse cache;
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    v1::ShardSpec shard;
+    shard.set_tensor_rank(rank);
+    shard.set_tensor_size(2);
+    cache = parts.Open("cache", shape, v1::CODEC_RAW, shard);
+    PutAll(&parts, cache, {{KeyOf(0), std::string(size_t{2'048} * 8 * 2, 0)}});
+  }
+  v1::GetRequest request = nqkv::GetRequestOf(cache, {KeyOf(0)});
+  request.set_shard_id(0);
+  EXPECT_EQ(GetAll(&parts, request)[0].result.status().code(), 0);
+  request.set_include_planes(true);
+  const v1::BlockGetResult refused = GetAll(&parts, request)[0].result;
+  EXPECT_EQ(refused.status().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(refused.status().message(), ::testing::HasSubstr("4096 stored planes, at most 3640 are described"));
+  request.mutable_layers()->set_end(512);
+  EXPECT_EQ(GetAll(&parts, request)[0].result.planes_size(), 2'048);
+}
+
 }  // namespace
 }  // namespace nqkv
