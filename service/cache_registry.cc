@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <random>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "kernels/status_macros.h"
+#include "proto/key_chain.h"
 #include "proto/rpc_status.h"
 #include "proto/spec_fingerprint.h"
+#include "spdlog/spdlog.h"
 
 namespace nqkv {
 namespace {
@@ -23,6 +26,13 @@ uint64_t RandomNonce() {
   uint32_t nonce = 0;
   while (nonce == 0) nonce = device();
   return uint64_t{nonce} << 32;
+}
+
+Digest DigestOf(absl::string_view text) {
+  const std::string sum = Sha256(text);
+  Digest digest = {};
+  std::copy_n(sum.begin(), digest.size(), digest.begin());
+  return digest;
 }
 
 absl::Status CheckOpen(const v1::OpenCacheRequest& request) {
@@ -135,7 +145,7 @@ size_t Cache::shard_count() const {
   return shards_.size();
 }
 
-CacheRegistry::CacheRegistry(const Bounds& bounds, const BlockStore* store, Metrics* metrics)
+CacheRegistry::CacheRegistry(const Bounds& bounds, BlockStore* store, Metrics* metrics)
     : bounds_(bounds), store_(store), metrics_(metrics), start_nonce_(RandomNonce()) {}
 
 absl::StatusOr<CacheRegistry::Opened> CacheRegistry::Open(const Tenant& tenant, const v1::OpenCacheRequest& request) {
@@ -184,10 +194,20 @@ absl::StatusOr<CacheRegistry::Opened> CacheRegistry::Join(const std::shared_ptr<
 absl::StatusOr<std::shared_ptr<Cache>> CacheRegistry::Create(const Tenant& tenant, const Checked& checked) {
   const v1::OpenCacheRequest& request = *checked.request;
   const uint64_t base_bytes = Cache::BaseBytes(request.name(), request.spec(), checked.groups);
+  std::optional<CacheId> given_up;
+  const absl::Cleanup forget_given_up = [&] {  // Without the lock, which comes after: there may be many blocks.
+    if (given_up.has_value()) store_->Clear(tenant.id, *given_up);
+  };
   MutexLock lock(&mutex_);
   if (by_name_.contains({tenant.id, request.name()})) return std::shared_ptr<Cache>();
   NQKV_RETURN_IF_ERROR(MakeRoom(base_bytes + Cache::ShardBytes(checked.groups.size()), 1));
-  const uint64_t wire_id = NewWireId();
+  const auto named =
+      store_->NameCache(DigestOf(absl::StrCat(tenant.name, "/", request.name())), DigestOf(checked.fingerprint));
+  if (named.has_value()) given_up = named->given_up;
+  if (named.has_value() && named->spec_changed) {
+    spdlog::warn("cache '{}' had another spec before the restart: its blocks are forgotten", request.name());
+  }
+  const uint64_t wire_id = start_nonce_ | (named.has_value() ? named->id : NewId());
   auto cache = std::make_shared<Cache>(tenant, request.name(), wire_id, request.spec(), checked.fingerprint,
                                        checked.policy, checked.groups, base_bytes, metrics_->ForCache(request.name()));
   cache->AddShard(checked.parts);
@@ -240,9 +260,9 @@ void CacheRegistry::Forget(uint64_t wire_id) {
 }
 
 // Never that of an open cache, whatever many were opened before.
-uint64_t CacheRegistry::NewWireId() {
+CacheId CacheRegistry::NewId() {
   while (next_id_ == 0 || by_id_.contains(start_nonce_ | next_id_)) ++next_id_;
-  return start_nonce_ | next_id_++;
+  return next_id_++;
 }
 
 absl::StatusOr<std::shared_ptr<Cache>> CacheRegistry::Find(const Tenant& tenant, uint64_t wire_id) {

@@ -99,7 +99,7 @@ class CacheRegistry {
     uint64_t bytes_max = 0;  // Of memory_bytes() of all caches.
   };
   // `metrics` and `store` must outlive the registry.
-  CacheRegistry(const Bounds& bounds, const BlockStore* store, Metrics* metrics);
+  CacheRegistry(const Bounds& bounds, BlockStore* store, Metrics* metrics);
 
   struct Opened {
     std::shared_ptr<Cache> cache;
@@ -149,10 +149,10 @@ class CacheRegistry {
   absl::Status Full(uint64_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Fits(uint64_t bytes, uint32_t caches) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Forget(uint64_t wire_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  uint64_t NewWireId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  CacheId NewId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Bounds bounds_;
-  const BlockStore* const store_;
+  BlockStore* const store_;
   Metrics* const metrics_;
   const uint64_t start_nonce_;  // In each id's upper half: an id of an earlier start is unknown, not another cache.
   mutable Mutex mutex_;

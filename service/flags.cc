@@ -32,6 +32,10 @@ ABSL_FLAG(nqkv::ByteSize, host_bytes, nqkv::ByteSize(),
           "Host memory for blocks, such as 40GiB. 0: half of what is available.");
 ABSL_FLAG(std::string, arena_path, "",
           "File for the blocks, on tmpfs; created with mode 0600. Empty: anonymous memory.");
+ABSL_FLAG(
+    bool, warm_restart, nqkv::StorageOptions().warm_restart,
+    "Keep the file at --arena_path when the service ends, and find its blocks again at the next start with the same "
+    "options.");
 ABSL_FLAG(bool, prefault, nqkv::StorageOptions().prefault, "Touch all memory for blocks at start.");
 ABSL_FLAG(bool, huge_pages, nqkv::StorageOptions().huge_pages, "Ask for huge pages when the memory is anonymous.");
 ABSL_FLAG(std::string, eviction_policy, nqkv::StorageOptions().eviction_policy,
@@ -129,6 +133,7 @@ Options FromFlags() {
   options.socket_dir = absl::GetFlag(FLAGS_socket_dir);
   options.storage.host_bytes = absl::GetFlag(FLAGS_host_bytes).bytes;
   options.storage.arena_path = absl::GetFlag(FLAGS_arena_path);
+  options.storage.warm_restart = absl::GetFlag(FLAGS_warm_restart);
   options.storage.prefault = absl::GetFlag(FLAGS_prefault);
   options.storage.huge_pages = absl::GetFlag(FLAGS_huge_pages);
   options.storage.eviction_policy = absl::GetFlag(FLAGS_eviction_policy);

@@ -114,6 +114,7 @@ class ServerImpl final : public Server {
     if (!probe.ok()) return Annotate(probe, "--listen");
     NQKV_RETURN_IF_ERROR(CheckMemory());
     NQKV_ASSIGN_OR_RETURN(store_, BlockStore::Create(options_.storage));
+    LogRestart();
     const uint64_t capacity = store_->Stats().capacity_bytes;
     ServiceLimits& limits = options_.limits;
     limits.block_raw_bytes_max = std::min(limits.block_raw_bytes_max, capacity);
@@ -143,6 +144,16 @@ class ServerImpl final : public Server {
     cache_service_ = std::make_unique<KvCacheService>(&environment_, &tenants_);
     admin_service_ = std::make_unique<AdminService>(report_.get());
     return absl::OkStatus();
+  }
+
+  void LogRestart() const {
+    const BlockStore::RestartReport& report = store_->restart_report();
+    if (report.restored_parts > 0) {
+      spdlog::info("found {} parts of blocks again in {}", report.restored_parts, options_.storage.arena_path);
+    }
+    if (!report.discarded.empty()) {
+      spdlog::warn("starting with no blocks: {}: {}", options_.storage.arena_path, report.discarded);
+    }
   }
 
   // An arena in memory is not touched yet when it is made: the system would say yes now and kill us later.

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -21,6 +22,8 @@ namespace nqkv {
 namespace {
 
 constexpr char kMagic[16] = "nqkv-arena-v1\n";
+// Behind the magic in the header: the label of the contents, zeros while they are not valid.
+constexpr size_t kLabelOffset = 64;
 constexpr uint64_t kAllocationStepBytes = uint64_t{1} << 30;
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -65,6 +68,7 @@ bool StillNamed(int file, const std::string& path) {
 
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const ArenaOptions& options) {
   if (options.bytes == 0) return absl::InvalidArgumentError("arena: 0 bytes");
+  if (options.label.size() > kLabelBytesMax) return absl::InvalidArgumentError("arena: the label is too long");
   std::unique_ptr<Arena> arena(new Arena);
   NQKV_RETURN_IF_ERROR(options.path.empty() ? arena->MapAnonymous(options) : arena->MapFile(options));
   if (options.prefault) NQKV_RETURN_IF_ERROR(arena->Prefault());
@@ -74,7 +78,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const ArenaOptions& options
 Arena::~Arena() {
   if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
   // Removed while still locked: nobody can have taken it over.
-  if (!path_.empty()) unlink(path_.c_str());
+  if (!path_.empty() && label_.empty()) unlink(path_.c_str());
   if (file_ >= 0) close(file_);
 }
 
@@ -92,10 +96,11 @@ absl::Status Arena::MapAnonymous(const ArenaOptions& options) {
 absl::Status Arena::MapFile(const ArenaOptions& options) {
   const uint64_t bytes = RoundUp(options.bytes, static_cast<uint64_t>(sysconf(_SC_PAGESIZE))) + kHeaderBytes;
   NQKV_RETURN_IF_ERROR(OpenFile(options.path));
-  NQKV_RETURN_IF_ERROR(TakeOverFile(options.path));
+  NQKV_RETURN_IF_ERROR(TakeOverFile(options, bytes));
   NQKV_RETURN_IF_ERROR(AllocateFile(bytes));
   NQKV_RETURN_IF_ERROR(Map(bytes, MAP_SHARED));
   bytes_ = std::span(static_cast<std::byte*>(mapping_), mapping_bytes_).subspan(kHeaderBytes);
+  label_ = options.label;
   return absl::OkStatus();
 }
 
@@ -116,8 +121,10 @@ absl::Status Arena::OpenFile(const std::string& path) {
   return absl::AbortedError(absl::StrCat("arena file ", path, ": is being replaced all the time"));
 }
 
-// Empties the locked file and marks it as an arena; from then on it is ours to remove.
-absl::Status Arena::TakeOverFile(const std::string& path) {
+// Empties the locked file, unless its contents are what the label says, and marks it as an arena; from then on it is
+// ours to remove.
+absl::Status Arena::TakeOverFile(const ArenaOptions& options, uint64_t bytes) {
+  const std::string& path = options.path;
   struct stat info = {};
   if (fstat(file_, &info) != 0) return SystemError(errno, "stat", path);
   char magic[sizeof(kMagic)] = {};
@@ -130,6 +137,11 @@ absl::Status Arena::TakeOverFile(const std::string& path) {
   }
   path_ = path;
   if (fchmod(file_, 0600) != 0) return SystemError(errno, "chmod", path);
+  if (!options.label.empty() && info.st_size != 0) {
+    discarded_ = FindDifference(options.label, bytes);
+    restored_ = discarded_.empty();
+    if (restored_) return absl::OkStatus();
+  }
   if (ftruncate(file_, 0) != 0) return SystemError(errno, "truncate", path);
   // Marked before it is allocated, so that one left behind by a crash in between is known again.
   if (pwrite(file_, kMagic, sizeof(kMagic), 0) != sizeof(kMagic)) {
@@ -138,7 +150,37 @@ absl::Status Arena::TakeOverFile(const std::string& path) {
   return absl::OkStatus();
 }
 
+// What tells the file from one of these contents and this size.
+std::string Arena::FindDifference(const std::string& label, uint64_t bytes) const {
+  struct stat info = {};
+  if (fstat(file_, &info) != 0) return "its size cannot be read";
+  const auto size = static_cast<uint64_t>(info.st_size);
+  char found[kLabelBytesMax] = {};
+  if (pread(file_, found, sizeof(found), kLabelOffset) != sizeof(found)) return "its label cannot be read";
+  const std::string found_label(found, strnlen(found, sizeof(found)));
+  if (found_label.empty()) return "its contents were not complete";
+  if (found_label != label) return absl::StrCat("it holds \"", found_label, "\", not \"", label, "\"");
+  return size == bytes ? "" : absl::StrCat("it has ", size, " bytes, not ", bytes);
+}
+
+void Arena::SetValid(bool valid) {
+  if (label_.empty()) return;
+  char label[kLabelBytesMax] = {};
+  if (valid) memcpy(label, label_.data(), label_.size());
+  // The first byte last, so that no half of a label is ever seen.
+  char* place = static_cast<char*>(mapping_) + kLabelOffset;
+  std::atomic_ref<char> first(*place);
+  if (!valid) first.store('\0', std::memory_order_seq_cst);
+  memcpy(place + 1, label + 1, sizeof(label) - 1);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  first.store(label[0], std::memory_order_seq_cst);
+}
+
 absl::Status Arena::AllocateFile(uint64_t bytes) {
+  struct stat info = {};
+  if (restored_ && fstat(file_, &info) == 0 && static_cast<uint64_t>(info.st_blocks) * 512 >= bytes) {
+    return absl::OkStatus();
+  }
   const uint64_t free_bytes = FreeBytes(file_);
   if (bytes > free_bytes) return TooLittle(absl::StrCat("arena file ", path_), bytes, free_bytes);
   // In steps, since a signal makes the call start again.

@@ -61,6 +61,11 @@ absl::Status BlockIndex::Commit(uint32_t slot, const BlockKey& key, uint32_t sec
   return StripeOf(hash).Commit(slot, hash, {.tick = Tick(), .seconds = seconds}, freed);
 }
 
+absl::Status BlockIndex::Restore(uint32_t slot, const BlockKey& key, FreedSlots* freed) {
+  // Committing what is committed changes nothing but the index.
+  return Commit(slot, key, 0, freed);
+}
+
 BlockPresence BlockIndex::Find(const BlockKey& key, const PartRange& range) const {
   const uint64_t hash = HashOf(key);
   return StripeOf(hash).Find({key, hash}, range);

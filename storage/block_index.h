@@ -31,6 +31,9 @@ class BlockIndex {
   // nobody needs them any more. Errors: as CheckRoom; the slot is still reserved then.
   absl::Status Commit(uint32_t slot, const BlockKey& key, uint32_t seconds, FreedSlots* freed);
 
+  // Takes in a slot that is committed already. Errors: as CheckRoom; the slot is still committed then.
+  absl::Status Restore(uint32_t slot, const BlockKey& key, FreedSlots* freed);
+
   BlockPresence Find(const BlockKey& key, const PartRange& range) const;
   // How many leading keys cover the range. Appends one presence for each to `presences`, unless that is null.
   size_t CountPrefix(std::span<const BlockKey> keys, const PartRange& range,

@@ -21,6 +21,9 @@ class BlockKey {
   // INVALID_ARGUMENT when `key` is empty or longer than kBytesMax; the message says which.
   static absl::StatusOr<BlockKey> Create(TenantId tenant, CacheId cache, uint16_t layer_group, absl::string_view key);
 
+  // Whether it is one that Create gives, or else bytes that came from elsewhere.
+  bool IsValid() const { return size_ >= 1 && size_ <= kBytesMax; }
+
   TenantId tenant() const { return tenant_; }
   CacheId cache() const { return cache_; }
   uint16_t layer_group() const { return layer_group_; }

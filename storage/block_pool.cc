@@ -83,7 +83,7 @@ BlockPool::Shape BlockPool::ShapeOf(uint64_t slot_bytes) const {
   return shape;
 }
 
-std::optional<uint64_t> BlockPool::Allocate(uint64_t bytes, uint32_t owner) {
+std::optional<uint64_t> BlockPool::Allocate(uint64_t bytes, uint32_t owner, uint32_t* slab_pages_before) {
   const SizeClass size_class = SizeClassOf(bytes);
   MutexLock lock(&mutex_);
   Class& slots = classes_[size_class];
@@ -96,7 +96,9 @@ std::optional<uint64_t> BlockPool::Allocate(uint64_t bytes, uint32_t owner) {
   slab->filled = ++allocations_;
   ++slots.used_slots;
   used_bytes_ += SlotBytes(size_class);
-  return begin_ + slab->first_page * kPageBytes + index * SlotBytes(size_class);
+  const uint64_t place = index * SlotBytes(size_class);
+  if (slab_pages_before != nullptr) *slab_pages_before = static_cast<uint32_t>(place / kPageBytes);
+  return begin_ + slab->first_page * kPageBytes + place;
 }
 
 void BlockPool::Free(uint64_t offset) {
@@ -122,6 +124,10 @@ BlockPool::Slab* BlockPool::AddSlab(SizeClass size_class) {
   const Run run = FindRun(size_class);
   if (run.pages == 0) return nullptr;
   TakeFreePages(run.first_page, run.pages);
+  return PlaceSlab(size_class, run);
+}
+
+BlockPool::Slab* BlockPool::PlaceSlab(SizeClass size_class, const Run& run) {
   auto slab = std::make_unique<Slab>();
   slab->first_page = run.first_page;
   slab->pages = run.pages;
@@ -136,6 +142,65 @@ BlockPool::Slab* BlockPool::AddSlab(SizeClass size_class) {
   slots.slots += slot_count;
   slabs_[run.first_page] = std::move(slab);
   return slabs_[run.first_page].get();
+}
+
+bool BlockPool::Restore(std::span<Restored> slots) {
+  std::sort(slots.begin(), slots.end(), [](const Restored& a, const Restored& b) { return a.offset < b.offset; });
+  if (!CanRestore(slots)) return false;
+  MutexLock lock(&mutex_);
+  free_runs_.clear();
+  uint32_t free_page = 0;
+  for (size_t first = 0; first < slots.size();) {
+    const uint32_t page = SlabPageOf(slots[first]);
+    size_t last = first;
+    while (last < slots.size() && SlabPageOf(slots[last]) == page) ++last;
+    RestoreSlab(slots.subspan(first, last - first));
+    if (page > free_page) free_runs_.emplace(free_page, page - free_page);
+    free_page = page + slabs_[page]->pages;
+    first = last;
+  }
+  if (page_count_ > free_page) free_runs_.emplace(free_page, page_count_ - free_page);
+  return true;
+}
+
+uint32_t BlockPool::SlabPageOf(const Restored& slot) const {
+  return static_cast<uint32_t>((slot.offset - begin_) / kPageBytes) - slot.slab_pages_before;
+}
+
+// A slab ends with the last page that a slot of it needs; the pages behind it are free.
+bool BlockPool::CanRestore(std::span<const Restored> slots) const {
+  uint64_t end = begin_;       // Of the last slot.
+  uint64_t slab_end_page = 0;  // Of the pages it needs.
+  const Restored* last = nullptr;
+  for (const Restored& slot : slots) {
+    if (slot.offset < end || slot.offset >= begin_ + capacity_bytes()) return false;
+    const uint64_t slot_bytes = SlotBytes(slot.size_class);
+    const uint64_t page = (slot.offset - begin_) / kPageBytes;
+    if (slot_bytes > begin_ + capacity_bytes() - slot.offset || slot.slab_pages_before > page) return false;
+    const uint64_t slab_page = SlabPageOf(slot);
+    if ((slot.offset - begin_ - slab_page * kPageBytes) % slot_bytes != 0) return false;
+    const bool same_slab = last != nullptr && SlabPageOf(*last) == slab_page;
+    if (same_slab ? slot.size_class != last->size_class : slab_page < slab_end_page) return false;
+    end = slot.offset + slot_bytes;
+    slab_end_page = (end - begin_ + kPageBytes - 1) / kPageBytes;
+    last = &slot;
+  }
+  return true;
+}
+
+void BlockPool::RestoreSlab(std::span<const Restored> slots) {
+  const uint32_t first_page = SlabPageOf(slots.front());
+  const SizeClass size_class = slots.front().size_class;
+  const uint64_t slot_bytes = SlotBytes(size_class);
+  const uint64_t slab_begin = begin_ + first_page * kPageBytes;
+  const auto pages =
+      static_cast<uint32_t>((slots.back().offset + slot_bytes - slab_begin + kPageBytes - 1) / kPageBytes);
+  Slab* slab = PlaceSlab(size_class, {first_page, pages});
+  for (const Restored& slot : slots) slab->owners[(slot.offset - slab_begin) / slot_bytes] = slot.owner;
+  std::erase_if(slab->free_slots, [&](uint32_t index) { return slab->owners[index] != kNoOwner; });
+  if (slab->free_slots.empty()) classes_[size_class].open.erase(first_page);
+  classes_[size_class].used_slots += slots.size();
+  used_bytes_ += slots.size() * slot_bytes;
 }
 
 void BlockPool::RemoveSlab(Slab* slab) {

@@ -34,9 +34,10 @@ class BlockPool {
   // The largest slot that an empty pool can serve.
   uint64_t slot_bytes_max() const;
 
-  // Takes a slot of at least `bytes` bytes for `owner` and returns its place; none when there is no room.
-  // Precondition: 1 <= bytes <= slot_bytes_max().
-  std::optional<uint64_t> Allocate(uint64_t bytes, uint32_t owner) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Takes a slot of at least `bytes` bytes for `owner` and returns its place; none when there is no room. Tells by how
+  // many pages it lies behind the start of its slab. Precondition: 1 <= bytes <= slot_bytes_max().
+  std::optional<uint64_t> Allocate(uint64_t bytes, uint32_t owner, uint32_t* slab_pages_before = nullptr)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // Precondition: Allocate returned `offset`, and it was not freed since.
   void Free(uint64_t offset) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -61,6 +62,17 @@ class BlockPool {
   // Fills used_bytes, free_bytes and classes.
   void AddStats(StoreStats* stats) const ABSL_LOCKS_EXCLUDED(mutex_);
   uint64_t used_bytes() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // A slot that a predecessor of this pool gave out.
+  struct Restored {
+    uint32_t owner = 0;
+    uint64_t offset = 0;
+    uint32_t slab_pages_before = 0;
+    SizeClass size_class = 0;
+  };
+  // Takes just these slots in an empty pool. False, and the pool is still empty, when no pool can have given them out:
+  // they overlap, lie outside, or their slabs contradict each other. Sorts `slots`.
+  bool Restore(std::span<Restored> slots) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Owner and place of each slot taken; for checks.
   struct Taken {
@@ -100,6 +112,10 @@ class BlockPool {
 
   static uint32_t PagesFor(uint64_t bytes) { return static_cast<uint32_t>((bytes + kPageBytes - 1) / kPageBytes); }
   Shape ShapeOf(uint64_t slot_bytes) const;
+  bool CanRestore(std::span<const Restored> slots) const;
+  uint32_t SlabPageOf(const Restored& slot) const;
+  void RestoreSlab(std::span<const Restored> slots) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Slab* PlaceSlab(SizeClass size_class, const Run& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Slab* AddSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RemoveSlab(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Run FindRun(SizeClass size_class) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -13,6 +13,7 @@
 #include "kernels/status_macros.h"
 #include "storage/block_index.h"
 #include "storage/block_pool.h"
+#include "storage/cache_directory.h"
 #include "storage/slot_table.h"
 
 namespace nqkv {
@@ -28,6 +29,23 @@ constexpr uint64_t kShrinkShare = 8;
 // Blocks that Clear forgets under one lock.
 constexpr uint64_t kClearStepBlocks = 64;
 
+// What a file holds, as far as its layout goes. Another layout of the table, or of the blocks, needs another number.
+std::string LabelOf(uint32_t slot_count, uint64_t pool_bytes) {
+  return absl::StrCat("blocks 1: ", slot_count, " slots of ", sizeof(SlotEntry), " bytes, ", pool_bytes,
+                      " bytes for blocks");
+}
+
+// Memory before the pool.
+struct HeadBytes {
+  uint64_t table = 0;
+  uint64_t directory = 0;
+  uint64_t sum() const { return table + directory; }
+};
+
+HeadBytes HeadBytesOf(uint32_t slot_count, bool warm_restart) {
+  return {.table = SlotTable::TableBytes(slot_count), .directory = warm_restart ? CacheDirectory::Bytes() : 0};
+}
+
 }  // namespace
 
 class BlockStore::Impl {
@@ -37,9 +55,14 @@ class BlockStore::Impl {
       : clock_(clock != nullptr ? clock : &machine_clock_),
         start_(clock_->Now()),
         table_(SlotTable::Create(std::move(arena), slot_count)),
-        pool_(SlotTable::TableBytes(slot_count), pool_bytes),
+        pool_(HeadBytesOf(slot_count, options.warm_restart).sum(), pool_bytes),
         index_(table_.get(), options.index_stripes, options.eviction_policy) {}
   ~Impl() { assert(reserved_bytes_.load() == 0); }
+
+  // Takes in what the table has committed, and the names of caches.
+  void Restore(bool warm_restart);
+  std::optional<CacheDirectory::Named> Name(const Digest& name, const Digest& spec);
+  const RestartReport& restart_report() const { return restart_report_; }
 
   SlotTable& table() { return *table_; }
   BlockPool& pool() { return pool_; }
@@ -64,6 +87,7 @@ class BlockStore::Impl {
   absl::Status CheckConsistency();
 
  private:
+  void RestoreBlocks();
   bool IsMovable(uint32_t slot);
   bool TryPlace(uint32_t slot, uint64_t bytes);
   void Shrink(uint32_t slot, uint64_t bytes);
@@ -74,7 +98,10 @@ class BlockStore::Impl {
   const SteadyClock machine_clock_;
   const Clock* const clock_;
   const std::chrono::nanoseconds start_;
-  const SlotTablePointer table_;  // Lives on when handles are left.
+  RestartReport restart_report_;
+  Mutex directory_mutex_;
+  std::optional<CacheDirectory> directory_ ABSL_GUARDED_BY(directory_mutex_);  // With warm_restart only.
+  const SlotTablePointer table_;                                               // Lives on when handles are left.
   BlockPool pool_;
   BlockIndex index_;
   Mutex drain_mutex_;  // One drain at a time: two would fight for the same pages.
@@ -123,9 +150,10 @@ absl::StatusOr<uint32_t> BlockStore::Impl::TakeSlot(const BlockKey& key, const P
 }
 
 bool BlockStore::Impl::TryPlace(uint32_t slot, uint64_t bytes) {
-  const std::optional<uint64_t> offset = pool_.Allocate(bytes, slot);
+  uint32_t slab_pages_before = 0;
+  const std::optional<uint64_t> offset = pool_.Allocate(bytes, slot, &slab_pages_before);
   if (!offset.has_value()) return false;
-  table_->entry(slot).offset = *offset;
+  table_->entry(slot).SetPlace(*offset, slab_pages_before);
   table_->entry(slot).size_class = SizeClassOf(bytes);
   return true;
 }
@@ -142,10 +170,12 @@ void BlockStore::Impl::Shrink(uint32_t slot, uint64_t bytes) {
   const uint64_t slot_bytes = SlotBytes(entry.size_class);
   const SizeClass size_class = SizeClassOf(bytes);
   if (SlotBytes(size_class) > slot_bytes - slot_bytes / kShrinkShare) return;
-  const std::optional<uint64_t> offset = pool_.Allocate(bytes, slot);
+  uint32_t slab_pages_before = 0;
+  const std::optional<uint64_t> offset = pool_.Allocate(bytes, slot, &slab_pages_before);
   if (!offset.has_value()) return;
   const std::byte* source = table_->memory(slot);
-  const uint64_t source_offset = std::exchange(entry.offset, *offset);
+  const uint64_t source_offset = entry.offset();
+  entry.SetPlace(*offset, slab_pages_before);
   entry.size_class = size_class;
   std::memcpy(table_->memory(slot), source, bytes);
   pool_.Free(source_offset);
@@ -175,7 +205,7 @@ absl::Status BlockStore::Impl::CommitSlot(uint32_t slot, const BlockKey& key, ui
 
 void BlockStore::Impl::FreeSlots(const FreedSlots& slots) {
   for (const uint32_t slot : slots) {
-    pool_.Free(table_->entry(slot).offset);
+    pool_.Free(table_->entry(slot).offset());
     table_->Release(slot);
   }
 }
@@ -298,7 +328,7 @@ absl::Status BlockStore::Impl::CheckSlots(const std::vector<uint32_t>& committed
   const std::vector<BlockPool::Taken> taken = pool_.TakenSlots();
   for (const BlockPool::Taken& place : taken) {
     const SlotEntry& entry = table_->entry(place.owner);
-    if (entry.offset != place.offset || SlotBytes(entry.size_class) != place.slot_bytes) {
+    if (entry.offset() != place.offset || SlotBytes(entry.size_class) != place.slot_bytes) {
       return absl::InternalError(absl::StrCat("slot ", place.owner, " does not lie where the pool put it"));
     }
     if (entry.state() == SlotState::kFree) return absl::InternalError(absl::StrCat("slot ", place.owner, " is lost"));
@@ -316,22 +346,69 @@ absl::Status BlockStore::Impl::CheckSlots(const std::vector<uint32_t>& committed
   return differs("pinned bytes", pinned_bytes, table_->pinned_bytes());
 }
 
+void BlockStore::Impl::Restore(bool warm_restart) {
+  Arena& arena = table_->arena();
+  restart_report_.discarded = arena.discarded();
+  if (arena.restored()) RestoreBlocks();
+  if (!warm_restart) return;
+  CacheId id_max = 0;
+  for (uint32_t slot = 0; slot < table_->slot_count() && arena.restored(); ++slot) {
+    const SlotEntry& entry = table_->entry(slot);
+    if (entry.state() == SlotState::kCommitted) id_max = std::max(id_max, entry.key.cache());
+  }
+  const HeadBytes head = HeadBytesOf(table_->slot_count(), warm_restart);
+  MutexLock lock(&directory_mutex_);
+  directory_.emplace(arena.bytes().subspan(head.table, head.directory), arena.restored(), id_max);
+  arena.SetValid(true);  // Every entry of either is free, or what it was.
+}
+
+std::optional<CacheDirectory::Named> BlockStore::Impl::Name(const Digest& name, const Digest& spec) {
+  MutexLock lock(&directory_mutex_);
+  if (!directory_.has_value()) return std::nullopt;
+  return directory_->Name(name, spec);
+}
+
+void BlockStore::Impl::RestoreBlocks() {
+  std::vector<BlockPool::Restored> slots;
+  for (uint32_t slot = 0; slot < table_->slot_count(); ++slot) {
+    const SlotEntry& entry = table_->entry(slot);
+    if (entry.state() != SlotState::kCommitted) continue;
+    slots.push_back({slot, entry.offset(), entry.slab_pages_before(), entry.size_class});
+  }
+  if (!pool_.Restore(slots)) {
+    restart_report_.discarded = "its slot table contradicts itself";
+    for (const BlockPool::Restored& slot : slots) table_->Release(slot.owner);
+    return;
+  }
+  for (const BlockPool::Restored& slot : slots) {
+    FreedSlots freed;
+    const absl::Status status = index_.Restore(slot.owner, table_->entry(slot.owner).key, &freed);
+    if (!status.ok()) freed.push_back(slot.owner);  // Killed while one part took the place of another.
+    FreeSlots(freed);
+  }
+  restart_report_.restored_parts = slots.size();
+}
+
 absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(const StorageOptions& options, const Clock* clock) {
   NQKV_RETURN_IF_ERROR(options.Validate());
-  ArenaOptions arena_options = {.bytes = options.host_bytes,
-                                .path = options.arena_path,
-                                .prefault = options.prefault,
-                                .huge_pages = options.huge_pages};
-  NQKV_ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Arena::Create(arena_options));
   const auto slot_count =
       static_cast<uint32_t>(std::min<uint64_t>(options.host_bytes / options.bytes_per_slot, kNoSlot - 1));
-  const uint64_t pool_bytes = options.host_bytes - SlotTable::TableBytes(slot_count);
-  return std::unique_ptr<BlockStore>(
-      new BlockStore(std::make_unique<Impl>(std::move(arena), slot_count, pool_bytes, options, clock)));
+  const uint64_t pool_bytes = options.host_bytes - HeadBytesOf(slot_count, options.warm_restart).sum();
+  const ArenaOptions arena_options = {.bytes = options.host_bytes,
+                                      .path = options.arena_path,
+                                      .prefault = options.prefault,
+                                      .huge_pages = options.huge_pages,
+                                      .label = options.warm_restart ? LabelOf(slot_count, pool_bytes) : ""};
+  NQKV_ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Arena::Create(arena_options));
+  auto impl = std::make_unique<Impl>(std::move(arena), slot_count, pool_bytes, options, clock);
+  impl->Restore(options.warm_restart);
+  return std::unique_ptr<BlockStore>(new BlockStore(std::move(impl)));
 }
 
 BlockStore::BlockStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 BlockStore::~BlockStore() = default;
+
+const BlockStore::RestartReport& BlockStore::restart_report() const { return impl_->restart_report(); }
 
 absl::Status BlockStore::CheckRoom(const BlockKey& key, const PartRange& range) const {
   return impl_->index().CheckRoom(key, range);
@@ -401,6 +478,10 @@ absl::StatusOr<BlockHandle> BlockStore::Get(const BlockKey& key, const PartRange
   std::vector<PartPin> parts = impl_->index().Get(key, range);
   if (parts.empty()) return absl::NotFoundError("the block is not present for the range");
   return BlockHandle(std::move(parts));
+}
+
+std::optional<CacheDirectory::Named> BlockStore::NameCache(const Digest& name, const Digest& spec) {
+  return impl_->Name(name, spec);
 }
 
 BlockStore::Removed BlockStore::Delete(const BlockKey& key) {

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "storage/block_handle.h"
 #include "storage/block_key.h"
 #include "storage/block_presence.h"
+#include "storage/cache_directory.h"
 #include "storage/clock.h"
 #include "storage/options.h"
 #include "storage/stats.h"
@@ -105,6 +107,10 @@ class BlockStore {
   //   NOT_FOUND           the range is not covered.
   absl::StatusOr<BlockHandle> Get(const BlockKey& key, const PartRange& range);
 
+  // With warm_restart: a number for the keys of a cache's blocks that the same name and spec keep over restarts, and
+  // that is not given to any other. The caller clears what is given up. None without.
+  std::optional<CacheDirectory::Named> NameCache(const Digest& name, const Digest& spec);
+
   using Removed = Forgotten;
   // Forgets every part of the block. Pinned memory is freed when its readers are done.
   Removed Delete(const BlockKey& key);
@@ -112,6 +118,13 @@ class BlockStore {
   Removed Clear(TenantId tenant, CacheId cache);
   // Forgets the block because one of its parts is damaged, and counts it.
   void DropDamaged(const BlockKey& key);
+
+  // What the start found in the arena's file.
+  struct RestartReport {
+    uint64_t restored_parts = 0;
+    std::string discarded;  // Why a file that was there was emptied; empty when it was not.
+  };
+  const RestartReport& restart_report() const;
 
   StoreStats Stats() const;
   CacheStats StatsOf(TenantId tenant, CacheId cache) const;

@@ -11,6 +11,9 @@ absl::Status StorageOptions::Validate() const {
   if (host_bytes < kHostBytesMin) {
     return absl::InvalidArgumentError(absl::StrCat("host_bytes is ", host_bytes, "; at least ", kHostBytesMin));
   }
+  if (warm_restart && arena_path.empty()) {
+    return absl::InvalidArgumentError("warm_restart needs an arena_path: memory without a file ends with its process");
+  }
   if (!std::has_single_bit(bytes_per_slot) || bytes_per_slot < 1024 || bytes_per_slot > 1024 * 1024) {
     return absl::InvalidArgumentError(
         absl::StrCat("bytes_per_slot is ", bytes_per_slot, "; a power of two from 1024 to 1048576"));

@@ -15,6 +15,8 @@ struct StorageOptions {
   // Where the arena lives: empty for anonymous memory, else a file (on tmpfs) that is created with mode 0600, locked,
   // and fully allocated at start.
   std::string arena_path;
+  // The file outlives the process, and blocks in it are found again after a restart with the same options.
+  bool warm_restart = false;
   bool prefault = false;   // Touch every page at start.
   bool huge_pages = true;  // Ask for huge pages; anonymous memory only, a hint.
   // The slot table has an entry of 128 bytes for each that many bytes of the arena: parts that are smaller on average

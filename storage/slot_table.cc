@@ -27,10 +27,22 @@ SlotTable::SlotTable(std::unique_ptr<Arena> arena, uint32_t slot_count)
   assert(arena_->bytes().size() >= TableBytes(slot_count));
   MutexLock lock(&mutex_);
   for (uint32_t slot = slot_count; slot-- > 0;) {
+    if (arena_->restored() && Restore(&entries_[slot])) continue;
     SlotEntry* entry = new (&entries_[slot]) SlotEntry;
     entry->next = std::exchange(free_, slot);
+    ++free_count_;
   }
-  free_count_ = slot_count;
+}
+
+// Whether the entry is a committed part's that can be. What it says may be anything.
+bool SlotTable::Restore(SlotEntry* entry) const {
+  if (entry->state() != SlotState::kCommitted) return false;
+  const bool valid = entry->key.IsValid() && !entry->range.empty() && entry->size_class < SizeClassCount() &&
+                     entry->bytes > 0 && entry->bytes <= SlotBytes(entry->size_class);
+  if (!valid) return false;
+  entry->word.store(kCommittedWord, std::memory_order_relaxed);
+  entry->has_siblings.store(false, std::memory_order_relaxed);
+  return true;
 }
 
 uint32_t SlotTable::Acquire() {

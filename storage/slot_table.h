@@ -29,7 +29,9 @@ struct SlotEntry {
   BlockKey key;
   PartRange range;
   std::atomic<uint32_t> word = 0;  // State in the upper 2 bits, pins below.
-  uint64_t offset = 0;             // Of the slot's memory, from the start of the arena.
+  // Where the slot's memory lies: in units of kSlotAlignment from the start of the arena (38 bits), and by how many
+  // pages of the pool that is behind the start of its slab.
+  uint64_t place = 0;
   union {
     uint64_t raw_bytes = 0;  // Reserved and committed: size before encoding.
     uint64_t next;           // Free, or gone and unpinned: the next slot of the list it is on.
@@ -41,6 +43,13 @@ struct SlotEntry {
   SizeClass size_class = 0;  // Of the slot's memory.
   uint8_t provenance = 0;
   std::atomic<bool> has_siblings = false;  // The block has, or has had, more parts than this one.
+
+  static constexpr int kUnitBits = 38;
+  uint64_t offset() const { return (place & ((uint64_t{1} << kUnitBits) - 1)) * kSlotAlignment; }
+  uint32_t slab_pages_before() const { return static_cast<uint32_t>(place >> kUnitBits); }
+  void SetPlace(uint64_t offset, uint32_t slab_pages_before) {
+    place = offset / kSlotAlignment | uint64_t{slab_pages_before} << kUnitBits;
+  }
 
   SlotState state() const { return static_cast<SlotState>(word.load(std::memory_order_acquire) >> 30); }
   uint32_t pins() const { return word.load(std::memory_order_acquire) & ((1u << 30) - 1); }
@@ -61,13 +70,15 @@ class SlotTable {
   // Bytes of a table with so many entries.
   static uint64_t TableBytes(uint32_t slot_count) { return uint64_t{slot_count} * sizeof(SlotEntry); }
 
-  // Precondition: the arena holds TableBytes(slot_count) bytes.
+  // Precondition: the arena holds TableBytes(slot_count) bytes, and a table of so many entries if it was restored. Then
+  // the entries that are committed stay so, with no pins, and all others become free.
   static SlotTablePointer Create(std::unique_ptr<Arena> arena, uint32_t slot_count);
 
+  Arena& arena() { return *arena_; }
   uint32_t slot_count() const { return slot_count_; }
   const SlotEntry& entry(uint32_t slot) const { return entries_[slot]; }
   SlotEntry& entry(uint32_t slot) { return entries_[slot]; }
-  std::byte* memory(uint32_t slot) const { return arena_->bytes().data() + entries_[slot].offset; }
+  std::byte* memory(uint32_t slot) const { return arena_->bytes().data() + entries_[slot].offset(); }
 
   // Takes a free entry, which becomes reserved; kNoSlot when none is free.
   uint32_t Acquire() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -102,6 +113,7 @@ class SlotTable {
   SlotTable(std::unique_ptr<Arena> arena, uint32_t slot_count);
   ~SlotTable() = default;
 
+  bool Restore(SlotEntry* entry) const;
   void CountPinned(uint32_t bytes);
   void CountUnpinned(uint32_t bytes);
   void PushToFree(uint32_t slot);

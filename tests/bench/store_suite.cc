@@ -1,6 +1,7 @@
 #include "tests/bench/store_suite.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -119,6 +120,17 @@ class StoreSuite {
     return false;
   }
 
+  bool WantsCase(const std::string& name) const { return absl::StrContains(name, filter_); }
+  size_t repeats() const { return repeats_; }
+
+  void AddSeconds(const std::string& name, const Summary& summary, const std::string& baseline, double baseline_value) {
+    Row row = {.suite = "store", .name = name, .value = summary.median, .unit = "s", .baseline = baseline};
+    row.baseline_value = baseline_value;
+    row.repeats = repeats_;
+    row.spread_pct = summary.spread_pct;
+    rows_.push_back(row);
+  }
+
   std::vector<Row> rows() { return std::move(rows_); }
 
  private:
@@ -214,12 +226,45 @@ void RunPutEvict(StoreSuite* suite) {
   });
 }
 
+// A store of a million blocks in a file on tmpfs, left and opened again.
+void RunRestart(StoreSuite* suite) {
+  const std::string name = "restart/1M-blocks";
+  if (!suite->WantsCase(name)) return;
+  constexpr uint64_t kRestartBlocks = 1'000'000;
+  const std::string path = absl::StrCat("/dev/shm/nqkv-bench-", getpid());
+  const StorageOptions options = {.host_bytes = kRestartBlocks * kBlockBytes * 3 / 2,
+                                  .arena_path = path,
+                                  .warm_restart = true,
+                                  .bytes_per_slot = kBlockBytes};
+  const auto open = [&] {
+    auto store = BlockStore::Create(options);
+    if (!store.ok()) Fail(store.status());
+    return *std::move(store);
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  std::unique_ptr<BlockStore> store = open();
+  for (uint64_t number = 0; number < kRestartBlocks; ++number) Put(store.get(), number);
+  const std::chrono::duration<double> fill = std::chrono::steady_clock::now() - begin;
+  std::vector<double> seconds;
+  for (size_t repeat = 0; repeat < suite->repeats(); ++repeat) {
+    store.reset();
+    const auto start = std::chrono::steady_clock::now();
+    store = open();
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    if (store->Stats().blocks != kRestartBlocks) Fail(absl::InternalError("blocks are missing after a restart"));
+  }
+  store.reset();
+  unlink(path.c_str());
+  suite->AddSeconds(name, Summarize(seconds), "fill", fill.count());
+}
+
 }  // namespace
 
 std::vector<Row> RunStoreSuite(const std::string& filter, size_t repeats) {
   StoreSuite suite(filter, repeats);
   RunLookups(&suite);
   RunPutEvict(&suite);
+  RunRestart(&suite);
   return suite.rows();
 }
 
