@@ -13,7 +13,7 @@ constexpr uint32_t kHeadsMax = 1024;
 
 absl::Status CheckCodec(const PlaneCodec& codec, const PlaneShape& shape) {
   NQKV_RETURN_IF_ERROR(ValidatePlaneCodec(codec, shape.channels));
-  const bool has_kernels = codec.id == CodecId::kRaw || codec.id == CodecId::kNqkv4;
+  const bool has_kernels = codec.id != CodecId::kNqkv4h;
   if (has_kernels && codec.layout == PlaneLayout::kHead) return absl::OkStatus();
   return absl::UnimplementedError(absl::StrCat("codec: ", PlaneCodecName(codec), " has no kernels"));
 }

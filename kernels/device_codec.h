@@ -79,7 +79,7 @@ absl::Status CheckPlaneShape(const PlaneShape& shape);
 //
 // Errors:
 //   INVALID_ARGUMENT  the shape, codec, heads or layout is none that a block may have, or a stride splits elements.
-//   UNIMPLEMENTED     the codec has no kernels: planes in ROW layout are encoded and decoded on the CPU.
+//   UNIMPLEMENTED     the codec has no kernels: nqkv4h, and planes in ROW layout, are the CPU's.
 absl::Status CheckDeviceEncode(const DeviceEncodeArgs& args);
 absl::Status CheckDeviceDecode(const DeviceDecodeArgs& args);
 
@@ -97,6 +97,8 @@ absl::Status Crc32cOnDevice(const DeviceCrcJob* jobs, uint32_t job_count, Stream
 // Called by those above, which have checked the arguments.
 absl::Status RawEncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
 absl::Status RawDecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
+absl::Status Q8EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
+absl::Status Q8DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 absl::Status Nqkv4EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
 absl::Status Nqkv4DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 

@@ -6,12 +6,26 @@ namespace nqkv {
 
 absl::Status EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream) {
   NQKV_RETURN_IF_ERROR(CheckDeviceEncode(args));
-  return args.codec.id == CodecId::kRaw ? RawEncodeOnDevice(args, stream) : Nqkv4EncodeOnDevice(args, stream);
+  switch (args.codec.id) {
+    case CodecId::kRaw:
+      return RawEncodeOnDevice(args, stream);
+    case CodecId::kQ8:
+      return Q8EncodeOnDevice(args, stream);
+    default:
+      return Nqkv4EncodeOnDevice(args, stream);
+  }
 }
 
 absl::Status DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream) {
   NQKV_RETURN_IF_ERROR(CheckDeviceDecode(args));
-  return args.codec.id == CodecId::kRaw ? RawDecodeOnDevice(args, stream) : Nqkv4DecodeOnDevice(args, stream);
+  switch (args.codec.id) {
+    case CodecId::kRaw:
+      return RawDecodeOnDevice(args, stream);
+    case CodecId::kQ8:
+      return Q8DecodeOnDevice(args, stream);
+    default:
+      return Nqkv4DecodeOnDevice(args, stream);
+  }
 }
 
 }  // namespace nqkv

@@ -8,6 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/cuda_status.h"
 #include "kernels/device_code.cuh"
+#include "kernels/head_encoder.cuh"
 #include "kernels/status_macros.h"
 #include "kernels/stream.h"
 
@@ -15,6 +16,17 @@ namespace nqkv::device {
 
 inline constexpr uint32_t kJobsMax = 65535;          // A grid's y.
 inline constexpr uint32_t kSharedBytes = 48u << 10;  // What every kernel may have without asking.
+
+// The tile with as many rows a step as fit, and at least one. `take_rest(tile)` takes what else the kernel keeps in
+// shared memory.
+template <typename TakeRest>
+HeadTile LargestTile(const PlaneShape& shape, TakeRest take_rest) {
+  for (uint32_t rows = kStepRowsMax;; --rows) {
+    HeadTile tile(shape, rows);
+    take_rest(tile);
+    if (tile.bytes <= kSharedBytes || rows == 1) return tile;
+  }
+}
 
 struct LaunchSize {
   uint32_t blocks = 0;  // The grid's x, for each job.

@@ -11,14 +11,6 @@ namespace {
 
 using device::Nqkv4DecodeLaunch;
 using device::Nqkv4EncodeLaunch;
-using device::Nqkv4EncodeShared;
-
-// As many rows a step as fit, and at least one.
-uint32_t StepRows(const PlaneShape& shape, uint32_t groups) {
-  uint32_t rows = kNqkv4StepRowsMax;
-  while (rows > 1 && Nqkv4EncodeShared(shape, groups, rows).bytes > device::kSharedBytes) --rows;
-  return rows;
-}
 
 using EncodeKernel = void (*)(const Nqkv4EncodeLaunch);
 using DecodeKernel = void (*)(const Nqkv4DecodeLaunch);
@@ -46,19 +38,22 @@ DecodeKernel DecodeKernelOf(Dtype dtype) {
 absl::Status Nqkv4EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream) {
   const Nqkv4Layout layout(args.codec, args.shape);
   const auto groups = static_cast<uint32_t>(layout.groups);
-  const uint32_t step_rows = StepRows(args.shape, groups);
-  const Nqkv4EncodeLaunch launch{.jobs = args.jobs,
-                                 .rows = device::PagedRows(args.layout),
-                                 .shared = Nqkv4EncodeShared(args.shape, groups, step_rows),
-                                 .tokens = args.shape.tokens,
-                                 .channels = args.shape.channels,
-                                 .groups = groups,
-                                 .step_rows = step_rows,
-                                 .strip_bytes = static_cast<uint32_t>(layout.strip_bytes())};
+  Nqkv4EncodeLaunch launch{.jobs = args.jobs,
+                           .rows = device::PagedRows(args.layout),
+                           .head = {},
+                           .places = 0,
+                           .scales = 0,
+                           .tokens = args.shape.tokens,
+                           .groups = groups,
+                           .strip_bytes = static_cast<uint32_t>(layout.strip_bytes())};
+  launch.head = device::LargestTile(args.shape, [&](device::HeadTile& tile) {
+    launch.places = tile.Take(256 * sizeof(uint32_t));
+    launch.scales = tile.Take(tile.step_rows * groups * static_cast<uint32_t>(sizeof(uint16_t)));
+  });
   const EncodeKernel kernel = EncodeKernelOf(args.shape.dtype, args.codec.scale_group);
   return device::LaunchForJobs(
       kernel, launch, args.job_count,
-      {.blocks = args.shape.heads, .threads = kNqkv4EncodeThreads, .shared_bytes = launch.shared.bytes}, stream,
+      {.blocks = args.shape.heads, .threads = kEncodeThreads, .shared_bytes = launch.head.bytes}, stream,
       "encode nqkv4");
 }
 
@@ -77,8 +72,8 @@ absl::Status Nqkv4DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream
                                  .head_begin = args.head_begin,
                                  .vectors = args.shape.channels % 16 == 0 && layout.strip_bytes() % 8 == 0};
   return device::LaunchForJobs(DecodeKernelOf(args.dtype), launch, args.job_count,
-                               {.blocks = (launch.pieces + kNqkv4DecodeThreads - 1) / kNqkv4DecodeThreads,
-                                .threads = kNqkv4DecodeThreads,
+                               {.blocks = (launch.pieces + kDecodeThreads - 1) / kDecodeThreads,
+                                .threads = kDecodeThreads,
                                 .shared_bytes = 16 * sizeof(float)},
                                stream, "decode nqkv4");
 }

@@ -6,9 +6,8 @@
 #include <cstdint>
 
 #include "kernels/device_code.cuh"
-#include "kernels/fidelity.h"
+#include "kernels/head_encoder.cuh"
 #include "kernels/nqkv4_codec.h"
-#include "kernels/nqkv4_codec_tuning.h"
 
 namespace nqkv::device {
 
@@ -34,103 +33,15 @@ __constant__ Nqkv4Tables kNqkv4Tables;
 
 // ---- Encode: a block of threads takes one head of one plane.
 
-// Where things are in shared memory, in bytes.
-struct Nqkv4EncodeShared {
-  uint32_t places = 0;    // [256]
-  uint32_t sums = 0;      // [4][step_rows]: signal, error, weight, norm error of the step's rows.
-  uint32_t warps = 0;     // [warps]: flags.
-  uint32_t energies = 0;  // [channels]
-  uint32_t tile = 0;      // [step_rows][tile_stride]: the step's rows as they came.
-  uint32_t codes = 0;     // [step_rows][codes_stride]: a byte each.
-  uint32_t scales = 0;    // [step_rows][groups]
-  uint32_t bytes = 0;
-  uint32_t tile_stride = 0;
-  uint32_t codes_stride = 0;
-
-  Nqkv4EncodeShared() = default;
-  Nqkv4EncodeShared(const PlaneShape& shape, uint32_t groups, uint32_t step_rows)
-      : tile_stride(shape.channels * static_cast<uint32_t>(DtypeBytes(shape.dtype)) + kNqkv4TilePadding),
-        codes_stride(shape.channels + kNqkv4CodesPadding) {
-    const auto take = [this](uint32_t taken) {
-      const uint32_t begin = bytes;
-      bytes += (taken + 15) / 16 * 16;
-      return begin;
-    };
-    places = take(256 * 4);
-    sums = take(4 * step_rows * 4);
-    warps = take(kNqkv4EncodeThreads / 32 * 4);
-    energies = take(shape.channels * 4);
-    tile = take(step_rows * tile_stride);
-    codes = take(step_rows * codes_stride);
-    scales = take(step_rows * groups * 2);
-  }
-};
-
 struct Nqkv4EncodeLaunch {
   const DeviceEncodeJob* jobs;
   PagedRows rows;
-  Nqkv4EncodeShared shared;
+  HeadTile head;
+  uint32_t places;  // [256], in shared memory.
+  uint32_t scales;  // [step_rows][groups]
   uint32_t tokens;
-  uint32_t channels;
   uint32_t groups;
-  uint32_t step_rows;
   uint32_t strip_bytes;
-};
-
-inline constexpr uint32_t kNonFinite = 1;
-inline constexpr uint32_t kBeyondScale = 2;
-inline constexpr uint32_t kScaleEndBits = 0x477ff000;  // 65520, from which on fp16 is infinite.
-inline constexpr uint32_t kInfinityBits = 0x7f800000;
-
-struct Pair {
-  float first = 0;
-  float second = 0;
-};
-
-template <Dtype kDtype>
-__device__ __forceinline__ Pair LoadPair(const SharedArray<std::byte>& tile, uint32_t offset) {
-  if constexpr (kDtype == Dtype::kFloat32) {
-    const uint2 bits = tile.LoadAs<uint2>(offset);
-    return {__uint_as_float(bits.x), __uint_as_float(bits.y)};
-  } else {
-    const uint32_t bits = tile.LoadAs<uint32_t>(offset);
-    return {FromBits<kDtype>(bits & 0xffffu), FromBits<kDtype>(bits >> 16)};
-  }
-}
-
-// Adds up what the eight threads of a row hold: two of its 16 sums each, in FORMAT.md's order.
-__device__ __forceinline__ float SumRowOfThreads(Pair lanes) {
-  lanes.first = __fadd_rn(lanes.first, __shfl_xor_sync(kWholeWarp, lanes.first, 4));
-  lanes.second = __fadd_rn(lanes.second, __shfl_xor_sync(kWholeWarp, lanes.second, 4));
-  lanes.first = __fadd_rn(lanes.first, __shfl_xor_sync(kWholeWarp, lanes.first, 2));
-  lanes.second = __fadd_rn(lanes.second, __shfl_xor_sync(kWholeWarp, lanes.second, 2));
-  lanes.first = __fadd_rn(lanes.first, __shfl_xor_sync(kWholeWarp, lanes.first, 1));
-  lanes.second = __fadd_rn(lanes.second, __shfl_xor_sync(kWholeWarp, lanes.second, 1));
-  return __fadd_rn(lanes.first, lanes.second);
-}
-
-// Adds up eight sums, one a thread.
-__device__ __forceinline__ float SumEightThreads(float lane) {
-  lane = __fadd_rn(lane, __shfl_xor_sync(kWholeWarp, lane, 4));
-  lane = __fadd_rn(lane, __shfl_xor_sync(kWholeWarp, lane, 2));
-  return __fadd_rn(lane, __shfl_xor_sync(kWholeWarp, lane, 1));
-}
-
-__device__ __forceinline__ uint32_t LargestOfRow(uint32_t value) {
-  value = Larger(value, __shfl_xor_sync(kWholeWarp, value, 4));
-  value = Larger(value, __shfl_xor_sync(kWholeWarp, value, 2));
-  return Larger(value, __shfl_xor_sync(kWholeWarp, value, 1));
-}
-
-__device__ __forceinline__ uint32_t FlagsOf(float value) {
-  const uint32_t bits = __float_as_uint(value) & 0x7fffffffu;
-  return bits >= kInfinityBits ? kNonFinite : bits >= kScaleEndBits ? kBeyondScale : 0;
-}
-
-struct RowSums {
-  Pair signal;
-  Pair error;
-  Pair decoded;
 };
 
 // One element: its code; its share of the row's sums.
@@ -140,11 +51,7 @@ __device__ __forceinline__ uint32_t EncodeElement(float x, float inverse, float 
   int place = __float2int_rn(__fmul_rn(x, inverse));
   place = place < -128 ? -128 : place > 127 ? 127 : place;
   const uint32_t entry = places[static_cast<uint32_t>(place + 128)];
-  const float y = __fmul_rn(__uint_as_float(entry & ~15u), scale);
-  const float difference = __fsub_rn(x, y);
-  *signal = __fmaf_rn(x, x, *signal);
-  *error = __fmaf_rn(difference, difference, *error);
-  *decoded = __fmaf_rn(y, y, *decoded);
+  AddElement(x, __fmul_rn(__uint_as_float(entry & ~15u), scale), signal, error, decoded);
   return entry & 15u;
 }
 
@@ -155,11 +62,11 @@ __device__ __forceinline__ RowSums EncodeRow(const Nqkv4EncodeLaunch& launch, ui
                                              uint32_t* flags) {
   constexpr uint32_t kPairs = kGroup / 16;
   constexpr uint32_t kBytes = kDtype == Dtype::kFloat32 ? 4 : 2;
-  const Nqkv4EncodeShared& at = launch.shared;
-  const SharedArray<uint32_t> places(at.places, 256);
-  const SharedArray<std::byte> tile(at.tile, launch.step_rows * at.tile_stride);
-  const SharedArray<uint8_t> codes(at.codes, launch.step_rows * at.codes_stride);
-  const SharedArray<uint16_t> scales(at.scales, launch.step_rows * launch.groups);
+  const HeadTile& at = launch.head;
+  const SharedArray<uint32_t> places(launch.places, 256);
+  const SharedArray<std::byte> tile(at.tile, at.step_rows * at.tile_stride);
+  const SharedArray<uint8_t> codes(at.codes, at.step_rows * at.codes_stride);
+  const SharedArray<uint16_t> scales(launch.scales, at.step_rows * launch.groups);
   RowSums sums;
   for (uint32_t group = 0; group < launch.groups; ++group) {
     const uint32_t first = group * kGroup + 2 * part;
@@ -168,7 +75,7 @@ __device__ __forceinline__ RowSums EncodeRow(const Nqkv4EncodeLaunch& launch, ui
     NQKV_UNROLL
     for (uint32_t i = 0; i < kPairs; ++i) {
       const uint32_t channel = first + 16 * i;
-      if (active && channel < launch.channels) x[i] = LoadPair<kDtype>(tile, row * at.tile_stride + channel * kBytes);
+      if (active && channel < at.channels) x[i] = LoadPair<kDtype>(tile, row * at.tile_stride + channel * kBytes);
       largest = Larger(largest, __float_as_uint(x[i].first) & 0x7fffffffu);
       largest = Larger(largest, __float_as_uint(x[i].second) & 0x7fffffffu);
     }
@@ -188,72 +95,12 @@ __device__ __forceinline__ RowSums EncodeRow(const Nqkv4EncodeLaunch& launch, ui
           EncodeElement(x[i].first, inverse, scale, places, &sums.signal.first, &sums.error.first, &sums.decoded.first);
       const uint32_t high = EncodeElement(x[i].second, inverse, scale, places, &sums.signal.second, &sums.error.second,
                                           &sums.decoded.second);
-      if (active && channel < launch.channels) {
+      if (active && channel < at.channels) {
         codes.StoreAs<uint16_t>(row * at.codes_stride + channel, static_cast<uint16_t>(low | high << 8));
       }
     }
   }
   return sums;
-}
-
-// The rows' numbers for the sums over tokens.
-struct StepSums {
-  SharedArray<float> signal, error, weight, norm_error;
-
-  __device__ __forceinline__ explicit StepSums(const Nqkv4EncodeLaunch& launch)
-      : signal(launch.shared.sums, launch.step_rows),
-        error(launch.shared.sums + 4 * launch.step_rows, launch.step_rows),
-        weight(launch.shared.sums + 8 * launch.step_rows, launch.step_rows),
-        norm_error(launch.shared.sums + 12 * launch.step_rows, launch.step_rows) {}
-
-  __device__ __forceinline__ void Set(uint32_t row, float row_signal, float row_error, float row_decoded) const {
-    const float row_weight = row_signal >= kRowEnergyMin ? __fdiv_rn(1.0f, row_signal) : 0.0f;
-    const float ratio = __fsqrt_rn(__fmul_rn(row_decoded, row_weight));
-    signal[row] = row_signal;
-    error[row] = row_error;
-    weight[row] = row_weight;
-    norm_error[row] = row_weight == 0 ? 0.0f : __uint_as_float(__float_as_uint(__fsub_rn(ratio, 1.0f)) & 0x7fffffffu);
-  }
-};
-
-// One of a head's eight sums over its tokens.
-struct HeadLane {
-  float signal = 0;
-  float error = 0;
-  float weighted_error = 0;
-  float norm_error = 0;
-  uint32_t weighted_rows = 0;
-
-  // Adds the rows of the step whose token's lane this is.
-  __device__ __forceinline__ void Add(const StepSums& step, uint32_t first_token, uint32_t rows, uint32_t lane) {
-    for (uint32_t row = (lane - first_token) & 7u; row < rows; row += 8) {
-      signal = __fadd_rn(signal, step.signal[row]);
-      error = __fadd_rn(error, step.error[row]);
-      if (step.weight[row] == 0) continue;
-      weighted_error = __fadd_rn(weighted_error, __fmul_rn(step.error[row], step.weight[row]));
-      norm_error = step.norm_error[row] > norm_error ? step.norm_error[row] : norm_error;
-      ++weighted_rows;
-    }
-  }
-};
-
-// Rows of the step from device memory to the tile. A row's eight threads read neighbouring 16 bytes.
-template <Dtype kDtype>
-__device__ __forceinline__ void LoadRow(const Nqkv4EncodeLaunch& launch, const std::byte* source, uint32_t row,
-                                        uint32_t part) {
-  using Bits = typename ElementBits<kDtype>::Type;
-  const SharedArray<std::byte> tile(launch.shared.tile, launch.step_rows * launch.shared.tile_stride);
-  const uint32_t begin = row * launch.shared.tile_stride;
-  const uint32_t bytes = launch.channels * sizeof(Bits);
-  if (IsAligned(source, 16)) {
-    for (uint32_t offset = 16 * part; offset < bytes; offset += 16 * kNqkv4RowThreads) {
-      tile.StoreAs(begin + offset, Load<uint4>(source + offset));
-    }
-  } else {
-    for (uint32_t offset = sizeof(Bits) * part; offset < bytes; offset += sizeof(Bits) * kNqkv4RowThreads) {
-      tile.StoreAs(begin + offset, Load<Bits>(source + offset));
-    }
-  }
 }
 
 // Four bytes of a row's codes. Each run of 64 elements is 32 bytes: element j and, above it, element j + 32; the last
@@ -267,23 +114,22 @@ __device__ __forceinline__ uint32_t PackedWord(const SharedArray<uint8_t>& codes
 }
 
 // A row's codes from shared memory to their place, in the widest pieces that it allows.
-__device__ __forceinline__ void StoreCodes(const Nqkv4EncodeLaunch& launch, std::byte* target, uint32_t row,
-                                           uint32_t part) {
-  const SharedArray<uint8_t> codes(launch.shared.codes, launch.step_rows * launch.shared.codes_stride);
-  const uint32_t begin = row * launch.shared.codes_stride;
-  const uint32_t words = launch.channels / 8;
+__device__ __forceinline__ void StoreCodes(const HeadTile& at, std::byte* target, uint32_t row, uint32_t part) {
+  const SharedArray<uint8_t> codes(at.codes, at.step_rows * at.codes_stride);
+  const uint32_t begin = row * at.codes_stride;
+  const uint32_t words = at.channels / 8;
   if (words % 4 == 0 && IsAligned(target, 16)) {
-    for (uint32_t word = 4 * part; word < words; word += 4 * kNqkv4RowThreads) {
-      Store(target + 4 * word, make_uint4(PackedWord(codes, begin, word, launch.channels),
-                                          PackedWord(codes, begin, word + 1, launch.channels),
-                                          PackedWord(codes, begin, word + 2, launch.channels),
-                                          PackedWord(codes, begin, word + 3, launch.channels)));
+    for (uint32_t word = 4 * part; word < words; word += 4 * kRowThreads) {
+      Store(
+          target + 4 * word,
+          make_uint4(PackedWord(codes, begin, word, at.channels), PackedWord(codes, begin, word + 1, at.channels),
+                     PackedWord(codes, begin, word + 2, at.channels), PackedWord(codes, begin, word + 3, at.channels)));
     }
     return;
   }
   const bool whole_words = IsAligned(target, 4);
-  for (uint32_t word = part; word < words; word += kNqkv4RowThreads) {
-    const uint32_t packed = PackedWord(codes, begin, word, launch.channels);
+  for (uint32_t word = part; word < words; word += kRowThreads) {
+    const uint32_t packed = PackedWord(codes, begin, word, at.channels);
     if (whole_words) {
       Store(target + 4 * word, packed);
     } else {
@@ -293,98 +139,29 @@ __device__ __forceinline__ void StoreCodes(const Nqkv4EncodeLaunch& launch, std:
   }
 }
 
-// W[c] over the step's tokens in order.
-template <Dtype kDtype>
-__device__ __forceinline__ void AddChannelEnergies(const Nqkv4EncodeLaunch& launch, const StepSums& step,
-                                                   uint32_t rows) {
-  using Bits = typename ElementBits<kDtype>::Type;
-  const SharedArray<std::byte> tile(launch.shared.tile, launch.step_rows * launch.shared.tile_stride);
-  const SharedArray<float> energies(launch.shared.energies, launch.channels);
-  for (uint32_t channel = threadIdx.x; channel < launch.channels; channel += kNqkv4EncodeThreads) {
-    float energy = energies[channel];
-    for (uint32_t row = 0; row < rows; ++row) {
-      const uint32_t offset = row * launch.shared.tile_stride + channel * static_cast<uint32_t>(sizeof(Bits));
-      const float x = FromBits<kDtype>(tile.LoadAs<Bits>(offset));
-      energy = __fmaf_rn(__fmul_rn(x, step.weight[row]), x, energy);
-    }
-    energies[channel] = energy;
-  }
-}
-
-// The energies without the strongest channels. One warp calls; the result is in its first eight lanes.
-__device__ __forceinline__ float FloorEnergyOfWarp(const SharedArray<float>& energies, uint32_t channels,
-                                                   uint32_t lane) {
-  const uint32_t strong = (channels + 15) / 16;
-  // The bits of the strong-th largest, from the top: energies are not negative, so their bits order as they do.
-  uint32_t border = 0, at_least_border = channels;
-  for (uint32_t bit = 1u << 30; bit != 0; bit >>= 1) {
-    uint32_t count = 0;
-    for (uint32_t begin = 0; begin < channels; begin += 32) {
-      const uint32_t channel = begin + lane;
-      const bool counts = channel < channels && __float_as_uint(energies[channel]) >= (border | bit);
-      count += static_cast<uint32_t>(__popc(__ballot_sync(kWholeWarp, counts)));
-    }
-    if (count < strong) continue;
-    border |= bit;
-    at_least_border = count;
-  }
-  float sum = 0;
-  for (uint32_t channel = lane % 8; channel < channels; channel += 8) {
-    const float energy = energies[channel];
-    if (__float_as_uint(energy) < border) sum = __fadd_rn(sum, energy);
-  }
-  sum = SumEightThreads(sum);
-  if (at_least_border == strong) return sum;
-  return __fadd_rn(sum, __fmul_rn(static_cast<float>(at_least_border - strong), __uint_as_float(border)));
-}
-
-// The head's numbers, by the first warp.
-__device__ __forceinline__ void StoreHeadSums(const Nqkv4EncodeLaunch& launch, const HeadLane& lane_sums, uint32_t lane,
-                                              DeviceHeadSums* sums) {
-  const SharedArray<float> energies(launch.shared.energies, launch.channels);
-  const SharedArray<uint32_t> warps(launch.shared.warps, kNqkv4EncodeThreads / 32);
-  const float floor_energy = FloorEnergyOfWarp(energies, launch.channels, lane);
-  const float signal = SumEightThreads(lane_sums.signal);
-  const float error = SumEightThreads(lane_sums.error);
-  const float weighted_error = SumEightThreads(lane_sums.weighted_error);
-  const uint32_t norm_error = LargestOfRow(__float_as_uint(lane_sums.norm_error));
-  uint32_t weighted_rows = lane_sums.weighted_rows;
-  for (int lanes = 4; lanes > 0; lanes /= 2) weighted_rows += __shfl_xor_sync(kWholeWarp, weighted_rows, lanes);
-  if (lane != 0) return;
-  uint32_t flags = 0;
-  for (uint32_t warp = 0; warp < kNqkv4EncodeThreads / 32; ++warp) flags |= warps[warp];
-  *sums = {signal,
-           error,
-           weighted_error,
-           floor_energy,
-           __uint_as_float(norm_error),
-           weighted_rows,
-           (flags & kNonFinite) != 0,
-           (flags & kBeyondScale) != 0};
-}
-
 // Grid: x heads, y jobs.
 template <Dtype kDtype, uint32_t kGroup>
-__global__ void __launch_bounds__(kNqkv4EncodeThreads) Nqkv4EncodeKernel(const Nqkv4EncodeLaunch launch) {
-  const uint32_t head = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
-  const uint32_t row = thread / kNqkv4RowThreads, part = thread % kNqkv4RowThreads;
+__global__ void __launch_bounds__(kEncodeThreads) Nqkv4EncodeKernel(const Nqkv4EncodeLaunch launch) {
+  const HeadTile& at = launch.head;
+  const uint32_t head = blockIdx.x, thread = threadIdx.x;
+  const uint32_t row = thread / kRowThreads, part = thread % kRowThreads;
   const DeviceEncodeJob job = launch.jobs[blockIdx.y];
   std::byte* const strip = job.encoded + static_cast<size_t>(head) * launch.strip_bytes;
-  const uint32_t code_bytes = launch.channels / 2;
-  const SharedArray<uint32_t> places(launch.shared.places, 256);
-  const SharedArray<float> energies(launch.shared.energies, launch.channels);
-  const SharedArray<uint16_t> scales(launch.shared.scales, launch.step_rows * launch.groups);
-  const StepSums step(launch);
-  for (uint32_t i = thread; i < 256; i += kNqkv4EncodeThreads) places[i] = kNqkv4Tables.places[i];
-  for (uint32_t i = thread; i < launch.channels; i += kNqkv4EncodeThreads) energies[i] = 0;
+  const uint32_t code_bytes = at.channels / 2;
+  const SharedArray<uint32_t> places(launch.places, 256);
+  const SharedArray<float> energies(at.energies, at.channels);
+  const SharedArray<uint16_t> scales(launch.scales, at.step_rows * launch.groups);
+  const StepSums step(at);
+  for (uint32_t i = thread; i < 256; i += kEncodeThreads) places[i] = kNqkv4Tables.places[i];
+  for (uint32_t i = thread; i < at.channels; i += kEncodeThreads) energies[i] = 0;
   __syncthreads();
 
   HeadLane head_lane;
   uint32_t flags = 0;
-  for (uint32_t token = 0; token < launch.tokens; token += launch.step_rows) {
-    const uint32_t rows = Smaller(launch.step_rows, launch.tokens - token);
+  for (uint32_t token = 0; token < launch.tokens; token += at.step_rows) {
+    const uint32_t rows = Smaller(at.step_rows, launch.tokens - token);
     const bool active = row < rows;
-    if (active) LoadRow<kDtype>(launch, job.source + launch.rows.Offset(token + row, head, job.pages), row, part);
+    if (active) LoadRow<kDtype>(at, job.source + launch.rows.Offset(token + row, head, job.pages), row, part);
     __syncwarp();
     const RowSums row_sums = EncodeRow<kDtype, kGroup>(launch, row, part, active, &flags);
     const float signal = SumRowOfThreads(row_sums.signal), error = SumRowOfThreads(row_sums.error);
@@ -392,24 +169,17 @@ __global__ void __launch_bounds__(kNqkv4EncodeThreads) Nqkv4EncodeKernel(const N
     if (active && part == 0) step.Set(row, signal, error, decoded);
     __syncthreads();
 
-    if (active) StoreCodes(launch, strip + static_cast<size_t>(token + row) * code_bytes, row, part);
+    if (active) StoreCodes(at, strip + static_cast<size_t>(token + row) * code_bytes, row, part);
     std::byte* const strip_scales = strip + static_cast<size_t>(launch.tokens) * code_bytes;
-    for (uint32_t i = thread; i < rows * launch.groups; i += kNqkv4EncodeThreads) {
+    for (uint32_t i = thread; i < rows * launch.groups; i += kEncodeThreads) {
       Store(strip_scales + 2 * (static_cast<size_t>(token) * launch.groups + i), scales[i]);
     }
-    AddChannelEnergies<kDtype>(launch, step, rows);
+    AddChannelEnergies<kDtype>(at, step, rows);
     if (thread < 8) head_lane.Add(step, token, rows, thread);
     __syncthreads();  // The next step writes over what this one has read.
   }
 
-  const uint32_t non_finite = __ballot_sync(kWholeWarp, (flags & kNonFinite) != 0);
-  const uint32_t beyond_scale = __ballot_sync(kWholeWarp, (flags & kBeyondScale) != 0);
-  if (lane == 0) {
-    const SharedArray<uint32_t> warps(launch.shared.warps, kNqkv4EncodeThreads / 32);
-    warps[thread / 32] = (non_finite != 0 ? kNonFinite : 0) | (beyond_scale != 0 ? kBeyondScale : 0);
-  }
-  __syncthreads();
-  if (thread < 32) StoreHeadSums(launch, head_lane, lane, job.sums + head);
+  FinishHead(at, head_lane, flags, job.sums + head);
 }
 
 // ---- Decode: a thread takes 16 elements of a row; 8 bytes of codes where rows and targets allow.
@@ -499,11 +269,11 @@ __device__ __forceinline__ void DecodeElements(const Nqkv4DecodeLaunch& launch, 
 
 // Grid: x pieces, y jobs.
 template <Dtype kDtype>
-__global__ void __launch_bounds__(kNqkv4DecodeThreads) Nqkv4DecodeKernel(const Nqkv4DecodeLaunch launch) {
+__global__ void __launch_bounds__(kDecodeThreads) Nqkv4DecodeKernel(const Nqkv4DecodeLaunch launch) {
   const SharedArray<float> levels(0, 16);
   if (threadIdx.x < 16) levels[threadIdx.x] = __uint_as_float(kNqkv4Tables.levels[threadIdx.x]);
   __syncthreads();
-  const uint32_t index = blockIdx.x * kNqkv4DecodeThreads + threadIdx.x;
+  const uint32_t index = blockIdx.x * kDecodeThreads + threadIdx.x;
   if (index >= launch.pieces) return;
   const DeviceDecodeJob job = launch.jobs[blockIdx.y];
   const uint32_t row = launch.row_pieces.Quotient(index), piece = index - row * launch.row_pieces.value();

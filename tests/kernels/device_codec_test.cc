@@ -18,7 +18,7 @@ namespace nqkv {
 namespace {
 
 constexpr std::array kDtypes = {Dtype::kFloat16, Dtype::kBfloat16, Dtype::kFloat32};
-constexpr std::array<PlaneCodec, 3> kCodecs = {Nqkv4(64), Nqkv4(128), Nqkv4(256)};
+constexpr std::array<PlaneCodec, 5> kCodecs = {Nqkv4(64), Nqkv4(128), Nqkv4(256), kQ8Channel, kQ8Token};
 
 std::string Describe(const PlaneShape& shape, const PlaneCodec& codec) {
   return std::string(PlaneCodecName(codec)) + " of [" + std::to_string(shape.tokens) + "][" +
@@ -88,7 +88,7 @@ TEST_F(DeviceCodecTest, EqualsTheReferenceForEveryWidth) {
   for (uint32_t channels = 8; channels <= 576; channels += 8) {
     const Dtype dtype = kDtypes[channels / 8 % 3];
     const Plane plane = NormalPlane({.tokens = 3, .heads = 2, .channels = channels, .dtype = dtype}, channels);
-    ExpectSame(plane, kCodecs[channels / 24 % 3]);
+    ExpectSame(plane, kCodecs[channels / 8 % kCodecs.size()]);
   }
 }
 
@@ -106,7 +106,9 @@ TEST_F(DeviceCodecTest, EqualsTheReferenceForTheWidthsOfModels) {
 TEST_F(DeviceCodecTest, EqualsTheReferenceForWideHeads) {
   for (uint32_t channels : {1024u, 2056u, 8184u, 8192u}) {
     for (Dtype dtype : {Dtype::kFloat16, Dtype::kFloat32}) {
-      ExpectSame(NormalPlane({.tokens = 5, .heads = 1, .channels = channels, .dtype = dtype}, channels), Nqkv4(64));
+      const Plane plane = NormalPlane({.tokens = 5, .heads = 1, .channels = channels, .dtype = dtype}, channels);
+      ExpectSame(plane, Nqkv4(64));
+      ExpectSame(plane, channels == 8184 ? kQ8Token : kQ8Channel);
     }
   }
 }
@@ -114,7 +116,9 @@ TEST_F(DeviceCodecTest, EqualsTheReferenceForWideHeads) {
 TEST_F(DeviceCodecTest, EqualsTheReferenceForAnyNumberOfTokens) {
   for (uint32_t tokens = 1; tokens <= 256; tokens += tokens < 35 ? 1 : 31) {
     const Dtype dtype = kDtypes[tokens % 3];
-    ExpectSame(NormalPlane({.tokens = tokens, .heads = 2, .channels = 64, .dtype = dtype}, tokens), Nqkv4(64));
+    const Plane plane = NormalPlane({.tokens = tokens, .heads = 2, .channels = 64, .dtype = dtype}, tokens);
+    ExpectSame(plane, Nqkv4(64));
+    ExpectSame(plane, kQ8Channel);
   }
 }
 
@@ -129,9 +133,10 @@ TEST_F(DeviceCodecTest, EqualsTheReferenceForAnyLayout) {
                                        .heads_first = heads_first,
                                        .gap_bytes = gap,
                                        .base_offset = gap == 16 ? 0 : 2 * gap};
-          ExpectSameEncoding({&plane, 1}, Nqkv4(64), placement);
-          const std::vector<std::byte> encoded = EncodeReference(plane, Nqkv4(64)).bytes;
-          for (Dtype target : kDtypes) ExpectSameDecoding({&encoded, 1}, plane.shape, Nqkv4(64), target, placement);
+          const PlaneCodec codec = heads_first ? Nqkv4(64) : kCodecs[page_tokens % kCodecs.size()];
+          ExpectSameEncoding({&plane, 1}, codec, placement);
+          const std::vector<std::byte> encoded = EncodeReference(plane, codec).bytes;
+          for (Dtype target : kDtypes) ExpectSameDecoding({&encoded, 1}, plane.shape, codec, target, placement);
         }
       }
     }
@@ -184,6 +189,7 @@ TEST_F(DeviceCodecTest, EqualsTheReferenceForEvery16BitPatternOnForeignScales) {
         plane.set(t, 0, 63, largest);
       }
       ExpectSame(plane, Nqkv4(64));
+      ExpectSame(plane, kQ8Token);
     }
   }
 }
@@ -211,7 +217,8 @@ TEST_F(DeviceCodecTest, EqualsTheReferenceForAdversarialValues) {
     SCOPED_TRACE("maker " + std::to_string(i));
     for (Dtype dtype : kDtypes) {
       ExpectSame(FilledPlane({.tokens = 19, .heads = 2, .channels = 128, .dtype = dtype}, makers[i]), Nqkv4(64));
-      ExpectSame(FilledPlane({.tokens = 5, .heads = 3, .channels = 112, .dtype = dtype}, makers[i]), Nqkv4(128));
+      ExpectSame(FilledPlane({.tokens = 5, .heads = 3, .channels = 112, .dtype = dtype}, makers[i]),
+                 kCodecs[1 + i % 4]);
     }
   }
 }
@@ -221,7 +228,7 @@ TEST_F(DeviceCodecTest, EqualsTheReferenceForRandomBits) {
   for (int round = 0; round < 60; ++round) {
     Plane plane(RandomShape(random, 20));
     for (std::byte& byte : plane.bytes) byte = static_cast<std::byte>(random());
-    ExpectSameEncoding({&plane, 1}, kCodecs[static_cast<size_t>(round) % 3], {});
+    ExpectSameEncoding({&plane, 1}, kCodecs[static_cast<size_t>(round) % kCodecs.size()], {});
   }
 }
 
@@ -236,7 +243,7 @@ TEST_F(DeviceCodecTest, FindsNonFiniteAndTooLargeWhereverTheyAre) {
         }
       }
     }
-    ExpectSameEncoding(planes, Nqkv4(64), {});
+    for (const PlaneCodec& codec : {Nqkv4(64), kQ8Channel, kQ8Token}) ExpectSameEncoding(planes, codec, {});
   }
 }
 
@@ -245,7 +252,7 @@ TEST_F(DeviceCodecTest, DecodesAnyBytesLikeTheReference) {
   std::mt19937 random(13);
   for (int round = 0; round < 60; ++round) {
     const PlaneShape shape = RandomShape(random, 9);
-    const PlaneCodec& codec = kCodecs[static_cast<size_t>(round) % 3];
+    const PlaneCodec& codec = kCodecs[static_cast<size_t>(round) % kCodecs.size()];
     std::vector<std::byte> encoded(EncodedBytes(codec, shape));
     for (std::byte& byte : encoded) byte = static_cast<std::byte>(random());
     for (Dtype dtype : kDtypes) ExpectSameDecoding({&encoded, 1}, shape, codec, dtype, {});
