@@ -160,6 +160,26 @@ struct ElementBits<Dtype::kFloat32> {
   using Type = uint32_t;
 };
 
+// Eight neighbouring elements' bits, 16 bytes at a time where the source is aligned to them.
+template <Dtype kDtype>
+__device__ __forceinline__ void LoadEightElements(const std::byte* source, uint32_t (&bits)[8]) {
+  if (!IsAligned(source, 16)) {
+    using Bits = typename ElementBits<kDtype>::Type;
+    NQKV_UNROLL
+    for (uint32_t i = 0; i < 8; ++i) bits[i] = Load<Bits>(source + i * sizeof(Bits));
+    return;
+  }
+  const uint4 first = Load<uint4>(source);
+  if constexpr (kDtype == Dtype::kFloat32) {
+    const uint4 second = Load<uint4>(source + 16);
+    bits[0] = first.x, bits[1] = first.y, bits[2] = first.z, bits[3] = first.w;
+    bits[4] = second.x, bits[5] = second.y, bits[6] = second.z, bits[7] = second.w;
+  } else {
+    bits[0] = first.x & 0xffffu, bits[1] = first.x >> 16, bits[2] = first.y & 0xffffu, bits[3] = first.y >> 16;
+    bits[4] = first.z & 0xffffu, bits[5] = first.z >> 16, bits[6] = first.w & 0xffffu, bits[7] = first.w >> 16;
+  }
+}
+
 // Eight neighbouring elements, 16 bytes at a time where the target is aligned to them.
 template <Dtype kDtype>
 __device__ __forceinline__ void StoreEight(std::byte* target, const uint32_t (&bits)[8]) {

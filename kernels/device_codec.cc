@@ -13,8 +13,7 @@ constexpr uint32_t kHeadsMax = 1024;
 
 absl::Status CheckCodec(const PlaneCodec& codec, const PlaneShape& shape) {
   NQKV_RETURN_IF_ERROR(ValidatePlaneCodec(codec, shape.channels));
-  const bool has_kernels = codec.id != CodecId::kNqkv4h;
-  if (has_kernels && codec.layout == PlaneLayout::kHead) return absl::OkStatus();
+  if (codec.layout == PlaneLayout::kHead) return absl::OkStatus();
   return absl::UnimplementedError(absl::StrCat("codec: ", PlaneCodecName(codec), " has no kernels"));
 }
 
@@ -59,7 +58,9 @@ absl::Status CheckDeviceDecode(const DeviceDecodeArgs& args) {
 EncodeResult FoldHeads(std::span<const DeviceHeadSums> heads) {
   EncodeResult result;
   PlaneFidelity plane;
+  bool rotated_in_range = true;
   for (const DeviceHeadSums& sums : heads) {
+    rotated_in_range &= sums.rotated_beyond_scale == 0;
     result.finite &= sums.non_finite == 0;
     result.in_scale_range &= sums.beyond_scale == 0;
     // The lanes are added up already; one lane holds the sum.
@@ -71,6 +72,7 @@ EncodeResult FoldHeads(std::span<const DeviceHeadSums> heads) {
     head.weighted_rows = sums.weighted_rows;
     plane.Add(head, sums.floor_energy);
   }
+  if (result.finite) result.in_scale_range &= rotated_in_range;  // What NaN is rotated to says nothing.
   if (result.finite && result.in_scale_range) result.errors = plane.errors();
   return result;
 }

@@ -36,8 +36,10 @@ struct DeviceHeadSums {
   float floor_energy = 0;
   float token_norm_error = 0;
   uint32_t weighted_rows = 0;
-  uint32_t non_finite = 0;    // 1: the head holds NaN or Inf.
-  uint32_t beyond_scale = 0;  // 1: it holds what has no fp16 scale.
+  uint32_t non_finite = 0;            // 1: the head holds NaN or Inf.
+  uint32_t beyond_scale = 0;          // 1: it holds what has no fp16 scale.
+  uint32_t rotated_beyond_scale = 0;  // 1: its rotation does.
+  uint32_t reserved[3] = {};
 };
 
 struct DeviceEncodeJob {
@@ -79,7 +81,7 @@ absl::Status CheckPlaneShape(const PlaneShape& shape);
 //
 // Errors:
 //   INVALID_ARGUMENT  the shape, codec, heads or layout is none that a block may have, or a stride splits elements.
-//   UNIMPLEMENTED     the codec has no kernels: nqkv4h, and planes in ROW layout, are the CPU's.
+//   UNIMPLEMENTED     planes in ROW layout have no kernels: they are encoded and decoded on the CPU.
 absl::Status CheckDeviceEncode(const DeviceEncodeArgs& args);
 absl::Status CheckDeviceDecode(const DeviceDecodeArgs& args);
 
@@ -99,6 +101,8 @@ absl::Status RawEncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
 absl::Status RawDecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 absl::Status Q8EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
 absl::Status Q8DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
+absl::Status Nqkv4hEncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
+absl::Status Nqkv4hDecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 absl::Status Nqkv4EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream);
 absl::Status Nqkv4DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream);
 

@@ -11,6 +11,8 @@ absl::Status EncodeOnDevice(const DeviceEncodeArgs& args, StreamView stream) {
       return RawEncodeOnDevice(args, stream);
     case CodecId::kQ8:
       return Q8EncodeOnDevice(args, stream);
+    case CodecId::kNqkv4h:
+      return Nqkv4hEncodeOnDevice(args, stream);
     default:
       return Nqkv4EncodeOnDevice(args, stream);
   }
@@ -23,6 +25,8 @@ absl::Status DecodeOnDevice(const DeviceDecodeArgs& args, StreamView stream) {
       return RawDecodeOnDevice(args, stream);
     case CodecId::kQ8:
       return Q8DecodeOnDevice(args, stream);
+    case CodecId::kNqkv4h:
+      return Nqkv4hDecodeOnDevice(args, stream);
     default:
       return Nqkv4DecodeOnDevice(args, stream);
   }

@@ -45,6 +45,7 @@ struct HeadTile {
 
 inline constexpr uint32_t kNonFinite = 1;
 inline constexpr uint32_t kBeyondScale = 2;
+inline constexpr uint32_t kRotatedBeyondScale = 4;
 inline constexpr uint32_t kScaleEndBits = 0x477ff000;  // 65520, from which on fp16 is infinite.
 inline constexpr uint32_t kInfinityBits = 0x7f800000;
 
@@ -231,20 +232,22 @@ __device__ __forceinline__ void StoreHeadSums(const HeadTile& at, const HeadLane
            floor_energy,
            __uint_as_float(norm_error),
            weighted_rows,
-           (flags & kNonFinite) != 0,
-           (flags & kBeyondScale) != 0};
+           static_cast<uint32_t>((flags & kNonFinite) != 0),
+           static_cast<uint32_t>((flags & kBeyondScale) != 0),
+           static_cast<uint32_t>((flags & kRotatedBeyondScale) != 0)};
 }
 
 // Every block of an encoder ends so.
 __device__ __forceinline__ void FinishHead(const HeadTile& at, const HeadLane& lane_sums, uint32_t flags,
                                            DeviceHeadSums* sums) {
   const uint32_t lane = threadIdx.x % 32;
-  const uint32_t non_finite = __ballot_sync(kWholeWarp, (flags & kNonFinite) != 0);
-  const uint32_t beyond_scale = __ballot_sync(kWholeWarp, (flags & kBeyondScale) != 0);
-  if (lane == 0) {
-    const SharedArray<uint32_t> warps(at.warps, kEncodeThreads / 32);
-    warps[threadIdx.x / 32] = (non_finite != 0 ? kNonFinite : 0) | (beyond_scale != 0 ? kBeyondScale : 0);
+  const SharedArray<uint32_t> warps(at.warps, kEncodeThreads / 32);
+  uint32_t all = 0;
+  NQKV_UNROLL
+  for (uint32_t flag = kNonFinite; flag <= kRotatedBeyondScale; flag *= 2) {
+    if (__ballot_sync(kWholeWarp, (flags & flag) != 0) != 0) all |= flag;
   }
+  if (lane == 0) warps[threadIdx.x / 32] = all;
   __syncthreads();
   if (threadIdx.x < 32) StoreHeadSums(at, lane_sums, lane, sums);
 }

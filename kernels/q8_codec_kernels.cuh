@@ -113,11 +113,10 @@ __device__ __forceinline__ RowSums Q8EncodeRowByToken(const Q8EncodeLaunch& laun
 // The channels' scales so far, over the step's rows too. Rounding keeps order, so that the largest rounded magnitude is
 // the largest one rounded.
 template <Dtype kDtype>
-__device__ __forceinline__ void Q8AddScales(const Q8EncodeLaunch& launch, uint32_t rows, uint32_t* flags) {
+__device__ __forceinline__ void AddChannelScales(const HeadTile& at, const SharedArray<uint16_t>& scales, uint32_t rows,
+                                                 uint32_t* flags) {
   using Bits = typename ElementBits<kDtype>::Type;
-  const HeadTile& at = launch.head;
   const SharedArray<std::byte> tile(at.tile, at.step_rows * at.tile_stride);
-  const SharedArray<uint16_t> scales(launch.scales, at.channels);
   for (uint32_t channel = threadIdx.x; channel < at.channels; channel += kEncodeThreads) {
     uint32_t largest = 0;
     for (uint32_t row = 0; row < rows; ++row) {
@@ -165,7 +164,7 @@ __global__ void __launch_bounds__(kEncodeThreads) Q8EncodeKernel(const Q8EncodeL
       const uint32_t rows = Smaller(at.step_rows, launch.tokens - token);
       if (row < rows) LoadRow<kDtype>(at, job.source + launch.rows.Offset(token + row, head, job.pages), row, part);
       __syncthreads();
-      Q8AddScales<kDtype>(launch, rows, &flags);
+      AddChannelScales<kDtype>(at, scales, rows, &flags);
       __syncthreads();
     }
     for (uint32_t i = thread; i < at.channels; i += kEncodeThreads) Store(target_scales + 2 * i, scales[i]);

@@ -103,19 +103,6 @@ __device__ __forceinline__ uint32_t Convert(uint32_t bits) {
   return ToBits<kTo>(value);
 }
 
-template <Dtype kDtype>
-__device__ __forceinline__ void LoadEight(const std::byte* source, uint32_t (&bits)[8]) {
-  const uint4 first = Load<uint4>(source);
-  if constexpr (kDtype == Dtype::kFloat32) {
-    const uint4 second = Load<uint4>(source + 16);
-    bits[0] = first.x, bits[1] = first.y, bits[2] = first.z, bits[3] = first.w;
-    bits[4] = second.x, bits[5] = second.y, bits[6] = second.z, bits[7] = second.w;
-  } else {
-    bits[0] = first.x & 0xffffu, bits[1] = first.x >> 16, bits[2] = first.y & 0xffffu, bits[3] = first.y >> 16;
-    bits[4] = first.z & 0xffffu, bits[5] = first.z >> 16, bits[6] = first.w & 0xffffu, bits[7] = first.w >> 16;
-  }
-}
-
 // Grid: x pieces, y jobs.
 template <Dtype kFrom, Dtype kTo>
 __global__ void __launch_bounds__(kRawThreads) RawDecodeKernel(const RawDecodeLaunch launch) {
@@ -128,7 +115,7 @@ __global__ void __launch_bounds__(kRawThreads) RawDecodeKernel(const RawDecodeLa
   const size_t first =
       (static_cast<size_t>(launch.head_begin) * launch.tokens.value() + row) * launch.row_pieces.value();
   uint32_t bits[8];
-  LoadEight<kFrom>(job.encoded + (first + piece) * 8 * sizeof(FromType), bits);
+  LoadEightElements<kFrom>(job.encoded + (first + piece) * 8 * sizeof(FromType), bits);
   NQKV_UNROLL
   for (uint32_t i = 0; i < 8; ++i) bits[i] = Convert<kFrom, kTo>(bits[i]);
   std::byte* const target = job.target + launch.rows.Offset(token, head, job.pages);

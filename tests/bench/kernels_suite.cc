@@ -24,6 +24,12 @@ constexpr size_t kRawBytes = size_t{1} << 30;
 constexpr uint32_t kPageTokens = 16;
 constexpr size_t kLaunches = 10;  // A sample: one launch is too short to be timed.
 
+constexpr PlaneCodec kCodecs[] = {{.id = CodecId::kNqkv4, .scale_group = 64},
+                                  {.id = CodecId::kNqkv4, .scale_group = 128},
+                                  {.id = CodecId::kNqkv4h, .scale_group = 64, .strong_channels = 4},
+                                  {.id = CodecId::kQ8},
+                                  {.id = CodecId::kQ8, .scale_group = 128}};
+
 size_t PlaneCount() { return kRawBytes / kShape.raw_bytes(); }
 
 struct Case {
@@ -35,8 +41,7 @@ struct Case {
 
 std::vector<Case> Cases(const std::string& filter) {
   std::vector<Case> cases;
-  for (uint16_t group : {64, 128}) {
-    const PlaneCodec codec = {.id = CodecId::kNqkv4, .scale_group = group};
+  for (const PlaneCodec& codec : kCodecs) {
     const std::string form = absl::StrCat("/", std::string(PlaneCodecName(codec)), "/1GiB");
     cases.push_back({absl::StrCat("encode", form), true, false, codec});
     cases.push_back({absl::StrCat("encode-paged", form), true, true, codec});
@@ -112,8 +117,9 @@ class Workload {
         pinned_(std::move(pinned)) {}
 
   static size_t EncodedStride() {
-    const PlaneCodec largest = {.id = CodecId::kNqkv4, .scale_group = 64};
-    return (EncodedBytes(largest, kShape) + 15) / 16 * 16;
+    uint64_t bytes = 0;
+    for (const PlaneCodec& codec : kCodecs) bytes = std::max(bytes, EncodedBytes(codec, kShape));
+    return (bytes + 15) / 16 * 16;
   }
   // Encode and decode jobs; once without page tables, once with them.
   static size_t JobsBytes() { return PlaneCount() * (sizeof(DeviceEncodeJob) + sizeof(DeviceDecodeJob)); }

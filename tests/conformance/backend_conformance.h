@@ -127,7 +127,7 @@ class BackendConformanceTest : public testing::TestWithParam<MakeBackend> {
                                 .channels = random() % 2 == 0 ? 64u : 80u,
                                 .dtype = static_cast<Dtype>(1 + random() % 3)};
       planes.push_back(NormalPlane(shape, seed + static_cast<uint32_t>(i), 0.8f, random() % 2 == 0 ? 0 : 8));
-      constexpr std::array kCodecs = {kRawCodec, Nqkv4(64), Nqkv4(128), kQ8Channel, kQ8Token};
+      const std::array kCodecs = {kRawCodec, Nqkv4(64), Nqkv4(128), kQ8Channel, kQ8Token, Nqkv4h(64, 4)};
       codecs.push_back(kCodecs[random() % kCodecs.size()]);
     }
     ExpectRoundTrip(std::move(planes), codecs, memory);
@@ -229,9 +229,10 @@ TEST_P(BackendConformanceTest, RefusesWhatIsNoPlane) {
   EXPECT_EQ(backend_->Decode({&decode, 1}).code(), absl::StatusCode::kInvalidArgument);
 }
 
-TEST_P(BackendConformanceTest, HasRawNqkv4AndQ8) {
+TEST_P(BackendConformanceTest, HasWhatAutoPicks) {
   EXPECT_TRUE(backend_->Has(kRawCodec));
   EXPECT_TRUE(backend_->Has(kQ8Channel));
+  EXPECT_TRUE(backend_->Has(Nqkv4h(64, 8)));
   EXPECT_TRUE(backend_->Has(kQ8Token));
   EXPECT_TRUE(backend_->Has(Nqkv4(64)));
   EXPECT_FALSE(backend_->Has({.id = CodecId::kNqkv4, .scale_group = 65}));

@@ -269,6 +269,87 @@ TEST_F(DeviceCodecTest, DecodesInfiniteAndNaNScalesLikeTheReference) {
   }
 }
 
+// nqkv4h: as many strong channels as the width allows, or fewer.
+PlaneCodec Rotated(uint16_t scale_group, uint32_t channels, uint32_t variant) {
+  constexpr std::array<uint8_t, 3> kStrong = {8, 4, 0};
+  for (size_t i = variant % 3; i < 3; ++i) {
+    if (16u * kStrong[i] <= channels)
+      return {.id = CodecId::kNqkv4h, .scale_group = scale_group, .strong_channels = kStrong[i]};
+  }
+  return {};
+}
+
+TEST_F(DeviceCodecTest, RotatesEveryWidthLikeTheReference) {
+  for (uint32_t channels = 8; channels <= 576; channels += 8) {
+    const Dtype dtype = kDtypes[channels / 24 % 3];
+    const auto scale_group = static_cast<uint16_t>(64u << channels / 8 % 3);
+    const Plane plane = NormalPlane({.tokens = 3, .heads = 2, .channels = channels, .dtype = dtype}, channels);
+    ExpectSame(plane, Rotated(scale_group, channels, channels / 8));
+  }
+  for (uint32_t channels : {2056u, 8192u}) {
+    const Plane plane = NormalPlane({.tokens = 3, .heads = 1, .channels = channels, .dtype = Dtype::kFloat32}, 1);
+    ExpectSame(plane, Rotated(64, channels, 0));
+  }
+}
+
+TEST_F(DeviceCodecTest, RotatesAnyNumberOfTokensLikeTheReference) {
+  for (uint32_t tokens : {1u, 2u, 15u, 16u, 17u, 33u, 64u, 256u}) {
+    for (uint32_t variant : {0u, 1u, 2u}) {
+      ExpectSame(NormalPlane({.tokens = tokens, .heads = 2, .channels = 128}, tokens), Rotated(64, 128, variant));
+    }
+  }
+}
+
+TEST_F(DeviceCodecTest, RotatesAnyLayoutLikeTheReference) {
+  for (uint32_t page_tokens : {5u, 1024u}) {
+    for (size_t gap : {0, 4, 16}) {
+      for (Dtype dtype : kDtypes) {
+        const Plane plane = NormalPlane({.tokens = 33, .heads = 3, .channels = 80, .dtype = dtype}, 7);
+        const Placement placement = {
+            .page_tokens = page_tokens, .page_table = true, .gap_bytes = gap, .base_offset = gap == 16 ? 0 : gap};
+        const PlaneCodec codec = Rotated(64, 80, 1);
+        ExpectSameEncoding({&plane, 1}, codec, placement);
+        const std::vector<std::byte> encoded = EncodeReference(plane, codec).bytes;
+        for (Dtype target : kDtypes) ExpectSameDecoding({&encoded, 1}, plane.shape, codec, target, placement);
+      }
+    }
+  }
+}
+
+TEST_F(DeviceCodecTest, RotatesAdversarialValuesLikeTheReference) {
+  std::mt19937 random(16);
+  const auto sign = [&] { return random() % 2 == 0 ? 1.0f : -1.0f; };
+  const std::vector<std::function<float(size_t, size_t, size_t)>> makers = {
+      [](size_t, size_t, size_t) { return 0.0f; },
+      [](size_t, size_t, size_t) { return 1.0f; },  // Channels that tie for the strongest.
+      [](size_t t, size_t, size_t c) { return c == t ? -7.5f : 0.0f; },
+      [](size_t, size_t, size_t) { return 65504.0f; },  // Beyond fp16 once rotated.
+      [&](size_t, size_t, size_t c) { return c % 16 == 3 ? 60.0f : sign() * 0.01f; },
+      [&](size_t, size_t, size_t) { return sign() * std::ldexp(1.0f, -static_cast<int>(random() % 149)); },
+      [](size_t t, size_t, size_t c) { return t == 3 && c == 5 ? NAN : 65504.0f; },
+      [](size_t t, size_t, size_t c) { return t == 3 && c == 5 ? 1e9f : 1.0f; },
+  };
+  for (size_t i = 0; i < makers.size(); ++i) {
+    SCOPED_TRACE("maker " + std::to_string(i));
+    for (Dtype dtype : kDtypes) {
+      const Plane plane = FilledPlane({.tokens = 19, .heads = 2, .channels = 128, .dtype = dtype}, makers[i]);
+      for (uint32_t variant : {0u, 1u, 2u}) ExpectSameEncoding({&plane, 1}, Rotated(64, 128, variant), {});
+    }
+  }
+}
+
+// Strong channels out of order and beyond the plane included.
+TEST_F(DeviceCodecTest, RotatesAnyBytesBackLikeTheReference) {
+  std::mt19937 random(17);
+  for (uint32_t round = 0; round < 40; ++round) {
+    const PlaneShape shape = RandomShape(random, 9);
+    const PlaneCodec codec = Rotated(64, shape.channels, round);
+    std::vector<std::byte> encoded(EncodedBytes(codec, shape));
+    for (std::byte& byte : encoded) byte = static_cast<std::byte>(random());
+    ExpectSameDecoding({&encoded, 1}, shape, codec, kDtypes[round % 3], {});
+  }
+}
+
 TEST_F(DeviceCodecTest, CopiesRawPlanesInAnyLayout) {
   for (uint32_t page_tokens : {5u, 1024u}) {
     for (size_t gap : {0, 4, 16}) {
