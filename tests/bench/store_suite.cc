@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <memory>
 #include <random>
@@ -128,6 +129,13 @@ class StoreSuite {
     row.baseline_value = baseline_value;
     row.repeats = repeats_;
     row.spread_pct = summary.spread_pct;
+    rows_.push_back(row);
+  }
+
+  void AddPercent(const std::string& name, double share, const std::string& baseline, double baseline_share) {
+    Row row = {.suite = "store", .name = name, .value = 100 * share, .unit = "%", .baseline = baseline};
+    row.baseline_value = 100 * baseline_share;
+    row.repeats = 1;
     rows_.push_back(row);
   }
 
@@ -258,6 +266,34 @@ void RunRestart(StoreSuite* suite) {
   suite->AddSeconds(name, Summarize(seconds), "fill", fill.count());
 }
 
+uint64_t ResidentBytes() {
+  uint64_t pages = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident;
+  return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+// Bytes of blocks over what the process grew by, in a full store that was set up as the service does.
+void RunPayloadShare(StoreSuite* suite) {
+  for (const uint64_t block_bytes : {uint64_t{64} << 10, uint64_t{300'000}, uint64_t{2} << 20}) {
+    const std::string name = absl::StrCat("payload-share/", block_bytes / 1024, "KiB");
+    if (!suite->WantsCase(name)) continue;
+    const uint64_t before = ResidentBytes();
+    auto store = BlockStore::Create({.host_bytes = uint64_t{1} << 30, .huge_pages = false});
+    if (!store.ok()) Fail(store.status());
+    for (uint64_t number = 0; (*store)->Stats().evicted_blocks_total == 0; ++number) {
+      auto reservation = (*store)->Reserve(KeyOf(number), kWhole, block_bytes);
+      if (!reservation.ok()) Fail(reservation.status());
+      std::memset(reservation->bytes().data(), 1, block_bytes);
+      if (const absl::Status status = (*store)->Commit(*std::move(reservation), block_bytes, {}); !status.ok()) {
+        Fail(status);
+      }
+    }
+    const auto stored = static_cast<double>((*store)->Stats().stored_bytes);
+    suite->AddPercent(name, stored / static_cast<double>(ResidentBytes() - before), "of-arena",
+                      stored / static_cast<double>(uint64_t{1} << 30));
+  }
+}
+
 }  // namespace
 
 std::vector<Row> RunStoreSuite(const std::string& filter, size_t repeats) {
@@ -265,6 +301,7 @@ std::vector<Row> RunStoreSuite(const std::string& filter, size_t repeats) {
   RunLookups(&suite);
   RunPutEvict(&suite);
   RunRestart(&suite);
+  RunPayloadShare(&suite);
   return suite.rows();
 }
 
