@@ -18,4 +18,22 @@ grpc::ServerUnaryReactor* AdminService::ListCaches(grpc::CallbackServerContext* 
   return reactor;
 }
 
+grpc::ServerUnaryReactor* AdminService::ListSessions(grpc::CallbackServerContext* context,
+                                                     const v1::ListSessionsRequest*,
+                                                     v1::ListSessionsResponse* response) {
+  *response = report_->Sessions();
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* AdminService::ListLeases(grpc::CallbackServerContext* context,
+                                                   const v1::ListLeasesRequest* request,
+                                                   v1::ListLeasesResponse* response) {
+  *response = report_->Leases(*request);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
 }  // namespace nqkv

@@ -16,6 +16,10 @@ class AdminService final : public v1::Admin::CallbackService {
                                      v1::GetStatsResponse* response) override;
   grpc::ServerUnaryReactor* ListCaches(grpc::CallbackServerContext* context, const v1::ListCachesRequest* request,
                                        v1::ListCachesResponse* response) override;
+  grpc::ServerUnaryReactor* ListSessions(grpc::CallbackServerContext* context, const v1::ListSessionsRequest* request,
+                                         v1::ListSessionsResponse* response) override;
+  grpc::ServerUnaryReactor* ListLeases(grpc::CallbackServerContext* context, const v1::ListLeasesRequest* request,
+                                       v1::ListLeasesResponse* response) override;
 
  private:
   const StatusReport* const report_;

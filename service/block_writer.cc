@@ -180,6 +180,7 @@ absl::Status BlockWriter::Commit(v1::BlockPutResult* result) {
   info_.token_norm_error = summary.worst.token_norm_error;
   const uint64_t stored_bytes = encoder_->bytes_used();
   NQKV_RETURN_IF_ERROR(environment_->store->Commit(std::move(reservation_), stored_bytes, info_));
+  environment_->waiters->OnStored(key_);
   result->set_raw_bytes(info_.raw_bytes);
   result->set_stored_bytes(stored_bytes);
   result->set_floor_error(info_.floor_error);

@@ -10,14 +10,18 @@
 #include "service/callers.h"
 #include "service/metrics.h"
 #include "service/options.h"
+#include "service/presence_waiters.h"
 #include "service/tenants.h"
 #include "service/worker_pool.h"
 #include "storage/block_store.h"
+#include "storage/lease_table.h"
 
 namespace nqkv {
 
 struct CallEnvironment {
   BlockStore* store = nullptr;
+  LeaseTable* leases = nullptr;
+  PresenceWaiters* waiters = nullptr;
   CacheRegistry* caches = nullptr;
   std::shared_ptr<ByteBudget> budget;  // Of payload in flight, over all callers.
   Callers* callers = nullptr;

@@ -1,8 +1,19 @@
 #include "service/call_timer.h"
 
+#include <algorithm>
+#include <chrono>
+
 #include "absl/time/clock.h"
 
 namespace nqkv {
+namespace {
+
+// The system's clock may be set meanwhile: what is due is measured by one that is not.
+absl::Time SteadyNow() {
+  return absl::UnixEpoch() + absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
+}
+
+}  // namespace
 
 CallTimer::CallTimer() : thread_([this] { Run(); }) {}
 
@@ -16,11 +27,12 @@ CallTimer::~CallTimer() {
 }
 
 CallTimer::Ticket CallTimer::Schedule(absl::Time when, Action action) {
+  const absl::Time due = SteadyNow() + (when - absl::Now());
   Ticket ticket;
   bool first = false;
   {
     MutexLock lock(&mutex_);
-    ticket = {when, next_++};
+    ticket = {due, next_++};
     const auto place = actions_.emplace(ticket, std::move(action)).first;
     first = place == actions_.begin();
   }
@@ -53,12 +65,13 @@ bool CallTimer::TakeDue(Action* action) {
       continue;
     }
     const absl::Time due = actions_.begin()->first.first;
-    if (absl::Now() >= due) {
+    const absl::Duration left = due - SteadyNow();
+    if (left <= absl::ZeroDuration()) {
       *action = std::move(actions_.begin()->second);
       actions_.erase(actions_.begin());
       return true;
     }
-    changed_.wait_until(mutex_, absl::ToChronoTime(due));
+    changed_.wait_for(mutex_, absl::ToChronoNanoseconds(std::min(left, absl::Hours(1))));
   }
   return false;
 }

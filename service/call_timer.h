@@ -23,7 +23,8 @@ class CallTimer {
   // Drops what was scheduled.
   ~CallTimer();
 
-  // Runs `action` on the timer's thread at `when`, unless it is cancelled before. It must be quick.
+  // Runs `action` on the timer's thread at `when`, unless it is cancelled before. It must be quick. How long that is
+  // from now is settled here: setting the system's clock later changes nothing.
   Ticket Schedule(absl::Time when, Action action) ABSL_LOCKS_EXCLUDED(mutex_);
   // The action may be running, or have run, all the same: it must hold what it uses.
   void Cancel(const Ticket& ticket) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -67,6 +67,20 @@ ABSL_FLAG(nqkv::ByteSize, caches_bytes_max, nqkv::ByteSize{nqkv::ServiceLimits()
           "What the open caches may take beside their blocks. When it or --caches_max is reached, empty caches that "
           "nobody uses are forgotten.");
 ABSL_FLAG(double, max_read_seconds, nqkv::ServiceLimits().read_seconds_max, "A Get that takes longer is cancelled.");
+ABSL_FLAG(double, max_lookup_wait_seconds, nqkv::ServiceLimits().lookup_wait_seconds_max,
+          "How long a Lookup may ask to wait for blocks to be stored.");
+ABSL_FLAG(uint32_t, lookup_waiters_max, nqkv::ServiceLimits().lookup_waiters_max, "Lookups that may wait.");
+ABSL_FLAG(double, heartbeat_seconds, nqkv::ServiceLimits().heartbeat_seconds,
+          "How often a session is told to send a message.");
+ABSL_FLAG(double, session_grace_seconds, nqkv::ServiceLimits().session_grace_seconds,
+          "A session that sends nothing for longer ends, and its leases with it.");
+ABSL_FLAG(double, lease_seconds, nqkv::ServiceLimits().lease_seconds_default,
+          "How long a lease pins its blocks that does not say.");
+ABSL_FLAG(double, max_lease_seconds, nqkv::ServiceLimits().lease_seconds_max, "How long a lease may ask for.");
+ABSL_FLAG(uint32_t, sessions_max, nqkv::ServiceLimits().sessions_max, "Sessions that may be open.");
+ABSL_FLAG(uint32_t, leases_max, nqkv::ServiceLimits().leases_max, "Leases that may be held.");
+ABSL_FLAG(nqkv::ByteSize, leased_bytes_max, nqkv::ByteSize(),
+          "Stored bytes that the leases of one tenant may pin. 0: half of the memory for blocks.");
 ABSL_FLAG(
     double, max_put_idle_seconds, nqkv::ServiceLimits().put_idle_seconds_max,
     "A Put stream that makes no progress for longer is ended: no 64 KiB of payload, no block or answer that ends.");
@@ -153,6 +167,15 @@ Options FromFlags() {
   options.limits.shards_max = absl::GetFlag(FLAGS_shards_max);
   options.limits.caches_bytes_max = absl::GetFlag(FLAGS_caches_bytes_max).bytes;
   options.limits.read_seconds_max = absl::GetFlag(FLAGS_max_read_seconds);
+  options.limits.lookup_wait_seconds_max = absl::GetFlag(FLAGS_max_lookup_wait_seconds);
+  options.limits.lookup_waiters_max = absl::GetFlag(FLAGS_lookup_waiters_max);
+  options.limits.heartbeat_seconds = absl::GetFlag(FLAGS_heartbeat_seconds);
+  options.limits.session_grace_seconds = absl::GetFlag(FLAGS_session_grace_seconds);
+  options.limits.lease_seconds_default = absl::GetFlag(FLAGS_lease_seconds);
+  options.limits.lease_seconds_max = absl::GetFlag(FLAGS_max_lease_seconds);
+  options.limits.sessions_max = absl::GetFlag(FLAGS_sessions_max);
+  options.limits.leases_max = absl::GetFlag(FLAGS_leases_max);
+  options.limits.leased_bytes_max = absl::GetFlag(FLAGS_leased_bytes_max).bytes;
   options.limits.put_idle_seconds_max = absl::GetFlag(FLAGS_max_put_idle_seconds);
   options.limits.calls_max = absl::GetFlag(FLAGS_calls_max);
   options.limits.connection_calls_max = absl::GetFlag(FLAGS_connection_calls_max);

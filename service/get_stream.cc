@@ -74,13 +74,18 @@ absl::StatusOr<std::unique_ptr<GetStream>> GetStream::Open(const CallEnvironment
     NQKV_ASSIGN_OR_RETURN(const BlockKey key, BlockKey::Create(tenant.id, cache->id(), group->layout.id, bytes));
     keys.push_back(key);
   }
+  LeaseTable::Hold lease;
+  if (!request.lease_token().empty()) {
+    NQKV_ASSIGN_OR_RETURN(lease, environment->leases->BeginRead(tenant.id, request.lease_token()));
+  }
   environment->store->Touch(keys);  // Together, so that the head of a chain stays the most recent.
-  return std::unique_ptr<GetStream>(new GetStream(environment, cache, group, range, request, dtype, std::move(keys)));
+  return std::unique_ptr<GetStream>(
+      new GetStream(environment, cache, group, range, request, dtype, std::move(keys), std::move(lease)));
 }
 
 GetStream::GetStream(const CallEnvironment* environment, std::shared_ptr<Cache> cache, const CacheGroup* group,
                      const PartRange& range, const v1::GetRequest& request, std::optional<Dtype> dtype,
-                     std::vector<BlockKey> keys)
+                     std::vector<BlockKey> keys, LeaseTable::Hold lease)
     : environment_(environment),
       cache_(std::move(cache)),
       group_(group),
@@ -89,6 +94,7 @@ GetStream::GetStream(const CallEnvironment* environment, std::shared_ptr<Cache> 
       include_planes_(request.include_planes()),
       dtype_(dtype),
       keys_(std::move(keys)),
+      lease_(std::move(lease)),
       message_bytes_(PayloadBytes(environment->limits)) {
   for (size_t plane = span_.first; plane < span_.last; ++plane) {
     block_bytes_ += PlaneBytes(plane);

@@ -17,6 +17,7 @@
 #include "service/call_message.h"
 #include "storage/block_handle.h"
 #include "storage/block_key.h"
+#include "storage/lease_table.h"
 
 namespace nqkv {
 
@@ -65,7 +66,7 @@ class GetStream {
 
   GetStream(const CallEnvironment* environment, std::shared_ptr<Cache> cache, const CacheGroup* group,
             const PartRange& range, const v1::GetRequest& request, std::optional<Dtype> dtype,
-            std::vector<BlockKey> keys);
+            std::vector<BlockKey> keys, LeaseTable::Hold lease);
 
   Dtype DtypeOf(size_t plane) const { return dtype_.value_or(group_->layout.planes[plane].dtype); }
   uint64_t PlaneBytes(size_t plane) const;
@@ -100,6 +101,7 @@ class GetStream {
   const bool include_planes_;
   const std::optional<Dtype> dtype_;
   const std::vector<BlockKey> keys_;
+  const LeaseTable::Hold lease_;  // None: the blocks are read without one.
   const uint64_t message_bytes_;
   uint64_t block_bytes_ = 0;  // Decoded; the same for every key.
   uint64_t plane_bytes_max_ = 0;

@@ -1,18 +1,25 @@
 #include "service/kv_cache_service.h"
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "kernels/status_macros.h"
 #include "proto/rpc_status.h"
 #include "service/get_call.h"
 #include "service/grpc_message.h"
 #include "service/put_call.h"
+#include "service/request_shape.h"
+#include "service/session_call.h"
 #include "service/unary_call.h"
 #include "spdlog/spdlog.h"
 
 namespace nqkv {
 namespace {
+
+constexpr uint64_t kSessionMessageBytesMax = 4 << 10;
 
 // The caller's trace, so that its logs and ours can be laid side by side.
 void LogTrace(const grpc::CallbackServerContext& context, Rpc rpc) {
@@ -46,6 +53,7 @@ class UnaryReactor final : public grpc::ServerUnaryReactor, public UnaryCall::Tr
     call_->Start(TakeMessage(request));
   }
 
+  void OnCancel() override { call_->OnCancel(); }
   void OnDone() override {
     call_->OnDone();
     delete this;
@@ -140,6 +148,69 @@ class GetReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, publ
   grpc::ByteBuffer outgoing_;
 };
 
+// gRPC's side of a SessionCall. Deletes itself when gRPC is done with it. Holds no pass: a session is not waited for
+// when the server drains.
+class SessionReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+                             public SessionCall::Transport {
+ public:
+  SessionReactor(const CallEnvironment* environment, grpc::CallbackServerContext* context, const Tenant& tenant,
+                 const RequestShape* shape)
+      : context_(context), shape_(shape), call_(std::make_shared<SessionCall>(environment, this, tenant)) {
+    const absl::Status open = environment->gate->Enter().status();
+    if (open.ok()) {
+      call_->Start();
+    } else {
+      call_->Refuse(open);
+    }
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return call_->OnReadsDone();
+    v1::SessionRequest request;
+    const absl::Status status = Parse(&request);
+    status.ok() ? call_->OnMessage(request) : call_->OnBadMessage(status);
+  }
+  void OnWriteDone(bool ok) override { call_->OnWriteDone(ok); }
+  void OnCancel() override { call_->OnCancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  using Base = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+
+  // Takes nothing from the budget: a session must not end since others are busy.
+  absl::Status Parse(v1::SessionRequest* request) {
+    const std::unique_ptr<GrpcIncomingMessage> message = GrpcIncomingMessage::Create(&incoming_);
+    if (message == nullptr) return absl::InvalidArgumentError("malformed message: it cannot be unpacked");
+    if (message->bytes() > kSessionMessageBytesMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("message: ", message->bytes(), " bytes, at most ", kSessionMessageBytesMax));
+    }
+    NQKV_RETURN_IF_ERROR(shape_->Check(message->pieces()).status());
+    std::string bytes;
+    for (const std::span<const std::byte>& piece : message->pieces()) {
+      bytes.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+    }
+    return request->ParseFromString(bytes) ? absl::OkStatus() : shape_->Malformed("a string is not UTF-8");
+  }
+
+  void StartRead() override { Base::StartRead(&incoming_); }
+  void StartWrite(const v1::SessionResponse& response) override {
+    outgoing_ = ToByteBuffer(response);
+    Base::StartWrite(&outgoing_);
+  }
+  void Finish(const absl::Status& status) override {
+    LogEnd(Rpc::kSession, status);
+    Base::Finish(ToGrpc(status));
+  }
+  void Cancel() override { context_->TryCancel(); }
+
+  grpc::CallbackServerContext* const context_;
+  const RequestShape* const shape_;
+  const std::shared_ptr<SessionCall> call_;
+  grpc::ByteBuffer incoming_;
+  grpc::ByteBuffer outgoing_;
+};
+
 }  // namespace
 
 grpc::ServerUnaryReactor* KvCacheService::OpenCache(grpc::CallbackServerContext* context,
@@ -164,6 +235,24 @@ grpc::ServerUnaryReactor* KvCacheService::Clear(grpc::CallbackServerContext* con
                                                 grpc::ByteBuffer* response) {
   LogTrace(*context, Rpc::kClear);
   return new UnaryReactor(environment_, context, tenants_->Resolve(), &methods_.clear, request, response);
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Release(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  LogTrace(*context, Rpc::kRelease);
+  return new UnaryReactor(environment_, context, tenants_->Resolve(), &methods_.release, request, response);
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Touch(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response) {
+  LogTrace(*context, Rpc::kTouch);
+  return new UnaryReactor(environment_, context, tenants_->Resolve(), &methods_.touch, request, response);
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KvCacheService::Session(
+    grpc::CallbackServerContext* context) {
+  LogTrace(*context, Rpc::kSession);
+  return new SessionReactor(environment_, context, tenants_->Resolve(), &session_shape_);
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KvCacheService::Put(grpc::CallbackServerContext* context) {

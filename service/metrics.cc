@@ -15,10 +15,11 @@ using prometheus::Family;
 using prometheus::Histogram;
 using prometheus::Registry;
 
-constexpr std::array<absl::string_view, kRpcCount> kRpcNames = {"OpenCache", "Lookup", "Put", "Get", "Delete", "Clear"};
-constexpr std::array<const char*, kRejectionCount> kRejectionNames = {"bytes_in_flight", "queue_full", "store_full",
-                                                                      "read_too_long",   "put_idle",   "bytes_reserved",
-                                                                      "calls",           "caches_full"};
+constexpr std::array<absl::string_view, kRpcCount> kRpcNames = {"OpenCache", "Lookup",  "Put",     "Get",  "Delete",
+                                                                "Clear",     "Session", "Release", "Touch"};
+constexpr std::array<const char*, kRejectionCount> kRejectionNames = {
+    "bytes_in_flight", "queue_full",  "store_full", "read_too_long", "put_idle", "bytes_reserved",
+    "calls",           "caches_full", "leases",     "sessions",      "waiters"};
 constexpr std::array<const char*, 5> kRoleNames = {"", "key", "value", "latent", "rope"};
 
 const Histogram::BucketBoundaries& SecondsBuckets() {

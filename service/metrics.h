@@ -19,8 +19,8 @@
 
 namespace nqkv {
 
-enum class Rpc : uint8_t { kOpenCache, kLookup, kPut, kGet, kDelete, kClear };
-inline constexpr size_t kRpcCount = 6;
+enum class Rpc : uint8_t { kOpenCache, kLookup, kPut, kGet, kDelete, kClear, kSession, kRelease, kTouch };
+inline constexpr size_t kRpcCount = 9;
 absl::string_view RpcName(Rpc rpc);
 
 // Why a call or a block was turned away though it was well formed.
@@ -32,9 +32,12 @@ enum class Rejection : uint8_t {
   kPutIdle,
   kBytesReserved,
   kCalls,
-  kCachesFull
+  kCachesFull,
+  kLeases,
+  kSessions,
+  kWaiters
 };
-inline constexpr size_t kRejectionCount = 8;
+inline constexpr size_t kRejectionCount = 11;
 
 // "OK", "NOT_FOUND": the label `outcome`.
 std::string OutcomeName(absl::StatusCode code);

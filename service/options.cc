@@ -57,6 +57,15 @@ absl::Status CheckLimits(const Options& options) {
   NQKV_RETURN_IF_ERROR(
       CheckRange("max_connection_idle_seconds", limits.connection_idle_seconds_max, 0.1, 86'400.0 * 7));
   NQKV_RETURN_IF_ERROR(CheckRange("keepalive_seconds", limits.keepalive_seconds, 1.0, 86'400.0));
+  NQKV_RETURN_IF_ERROR(CheckRange("heartbeat_seconds", limits.heartbeat_seconds, 0.01, 3600.0));
+  NQKV_RETURN_IF_ERROR(
+      CheckRange("session_grace_seconds", limits.session_grace_seconds, 2 * limits.heartbeat_seconds, 36000.0));
+  NQKV_RETURN_IF_ERROR(CheckRange("max_lease_seconds", limits.lease_seconds_max, 0.01, 36000.0));
+  NQKV_RETURN_IF_ERROR(CheckRange("lease_seconds", limits.lease_seconds_default, 0.01, limits.lease_seconds_max));
+  NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("sessions_max", limits.sessions_max, 1, 1u << 20));
+  NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("leases_max", limits.leases_max, 1, 1u << 20));
+  NQKV_RETURN_IF_ERROR(CheckRange("max_lookup_wait_seconds", limits.lookup_wait_seconds_max, 0.0, 3600.0));
+  NQKV_RETURN_IF_ERROR(CheckRange<uint32_t>("lookup_waiters_max", limits.lookup_waiters_max, 1, 1u << 20));
   return CheckRange("max_put_idle_seconds", limits.put_idle_seconds_max, 0.1, 3600.0);
 }
 

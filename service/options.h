@@ -25,6 +25,15 @@ struct ServiceLimits {
   uint32_t shards_max = 4'096;                     // In one cache.
   uint64_t caches_bytes_max = uint64_t{64} << 20;  // What the open caches take beside their blocks.
   double read_seconds_max = 30;
+  double heartbeat_seconds = 5;       // What a session is told to keep to.
+  double session_grace_seconds = 15;  // A session that is silent for longer ends.
+  double lease_seconds_default = 30;  // Of a lease that does not say.
+  double lease_seconds_max = 300;
+  uint32_t sessions_max = 4'096;
+  uint32_t leases_max = 65'536;
+  uint64_t leased_bytes_max = 0;             // Stored bytes that a tenant's leases may pin. 0: half of the arena.
+  double lookup_wait_seconds_max = 60;       // That a Lookup may ask to wait.
+  uint32_t lookup_waiters_max = 4'096;       // Lookups that may wait.
   uint32_t calls_max = 4'096;                // In flight, over all connections.
   uint32_t connection_calls_max = 1'024;     // In flight on one connection; more wait at the client.
   double connection_idle_seconds_max = 600;  // A connection with no call for longer is closed.

@@ -22,9 +22,6 @@ using google::protobuf::Reflection;
 constexpr std::array kNotBuiltFields = std::to_array<NotBuiltField>({
     {"nqkv.v1.LayerGroup", "window_tokens"},
     {"nqkv.v1.OpenCacheRequest", "sentinel_hash"},
-    {"nqkv.v1.LookupQuery", "request_id"},
-    {"nqkv.v1.LookupQuery", "lease"},
-    {"nqkv.v1.LookupQuery", "wait_until_present"},
     {"nqkv.v1.LookupQuery", "max_floor_error"},
     {"nqkv.v1.KeyChain", "run_first_key"},
     {"nqkv.v1.PutRequest", "session_id"},
@@ -32,7 +29,6 @@ constexpr std::array kNotBuiltFields = std::to_array<NotBuiltField>({
     {"nqkv.v1.PutBegin", "expected_reuse"},
     {"nqkv.v1.PutBegin", "annotations"},
     {"nqkv.v1.PutBegin", "region"},
-    {"nqkv.v1.GetRequest", "lease_token"},
     {"nqkv.v1.GetRequest", "session_id"},
     {"nqkv.v1.GetRequest", "max_floor_error"},
     {"nqkv.v1.GetRequest", "regions"},

@@ -265,6 +265,14 @@ RequestShape ShapeOf(Rpc rpc, const ServiceLimits& limits) {
       const ItemLimit items[] = {{"nqkv.v1.DeleteRequest.keys", limits.delete_keys_max}};
       return RequestShape(v1::DeleteRequest::descriptor(), items);
     }
+    case Rpc::kTouch: {
+      const ItemLimit items[] = {{"nqkv.v1.TouchRequest.keys", limits.delete_keys_max}};
+      return RequestShape(v1::TouchRequest::descriptor(), items);
+    }
+    case Rpc::kRelease:
+      return RequestShape(v1::ReleaseRequest::descriptor());
+    case Rpc::kSession:
+      return RequestShape(v1::SessionRequest::descriptor());
     default:
       return RequestShape(v1::ClearRequest::descriptor());
   }

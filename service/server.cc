@@ -19,6 +19,7 @@
 #include "service/call_environment.h"
 #include "service/http_server.h"
 #include "service/kv_cache_service.h"
+#include "service/lease_sweeper.h"
 #include "service/listen_address.h"
 #include "service/machine.h"
 #include "service/rpc_heartbeat.h"
@@ -88,6 +89,7 @@ class ServerImpl final : public Server {
     if (workers_server_ != nullptr) {
       workers_server_->GetHealthCheckService()->SetServingStatus(false);
       gate_.Close();
+      waiters_->Close();
       if (!gate_.WaitUntilEmpty(absl::Now() + grace)) {
         spdlog::warn("{} calls did not end within {} and are cancelled", gate_.calls(), absl::FormatDuration(grace));
       }
@@ -120,6 +122,15 @@ class ServerImpl final : public Server {
     limits.block_raw_bytes_max = std::min(limits.block_raw_bytes_max, capacity);
     if (options_.reserved_bytes_max == 0) options_.reserved_bytes_max = capacity / 4;
     limits.request_bytes_max = std::min(limits.request_bytes_max, limits.message_bytes_max);
+    if (limits.leased_bytes_max == 0) limits.leased_bytes_max = capacity / 2;
+    const LeaseLimits lease_limits = {
+        .sessions_max = limits.sessions_max,
+        .leases_max = limits.leases_max,
+        .tenant_bytes_max = limits.leased_bytes_max,
+        .session_grace = absl::ToChronoNanoseconds(absl::Seconds(limits.session_grace_seconds))};
+    leases_ = std::make_unique<LeaseTable>(lease_limits, &clock_);
+    sweeper_ = std::make_unique<LeaseSweeper>(leases_.get());
+    waiters_ = std::make_unique<PresenceWaiters>(limits.lookup_waiters_max);
     const CacheRegistry::Bounds bounds = {.spec = {.block_raw_bytes_max = limits.block_raw_bytes_max,
                                                    .plane_raw_bytes_max = options_.in_flight_bytes / 4},
                                           .caches_max = limits.caches_max,
@@ -130,6 +141,8 @@ class ServerImpl final : public Server {
     const auto budget = std::make_shared<ByteBudget>(options_.in_flight_bytes);
     callers_ = std::make_unique<Callers>(budget, std::make_shared<ByteBudget>(options_.reserved_bytes_max));
     environment_ = {.store = store_.get(),
+                    .leases = leases_.get(),
+                    .waiters = waiters_.get(),
                     .caches = caches_.get(),
                     .budget = budget,
                     .callers = callers_.get(),
@@ -229,7 +242,11 @@ class ServerImpl final : public Server {
   ListenAddress address_;
   Tenants tenants_;
   Metrics metrics_;
+  SteadyClock clock_;
   std::unique_ptr<BlockStore> store_;
+  std::unique_ptr<LeaseTable> leases_;
+  std::unique_ptr<LeaseSweeper> sweeper_;
+  std::unique_ptr<PresenceWaiters> waiters_;
   std::unique_ptr<CacheRegistry> caches_;
   CallGate gate_{options_.limits.calls_max, &metrics_};
   CallTimer timer_;

@@ -1,8 +1,11 @@
 #include "service/status_report.h"
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <limits>
 #include <map>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -55,7 +58,12 @@ class FamilyList {
   std::vector<MetricFamily> families_;
 };
 
+constexpr std::array<const char*, kLeaseEndCount> kLeaseEndNames = {"released", "expired", "replaced", "orphaned"};
+constexpr uint32_t kLeasesListedMax = 1'000;
+
 double ToDouble(uint64_t value) { return static_cast<double>(value); }
+
+double ToSeconds(std::chrono::nanoseconds duration) { return std::chrono::duration<double>(duration).count(); }
 
 void CollectStore(const StoreStats& stats, FamilyList* families) {
   const Labels host = {{"tier", "host"}};
@@ -126,11 +134,34 @@ void CollectCaches(const CallEnvironment& environment, FamilyList* families) {
   }
 }
 
+void CollectLeases(const LeaseStats& stats, FamilyList* families) {
+  families->Gauge("nqkv_sessions", "Sessions that have not ended.", ToDouble(stats.sessions));
+  families->Gauge("nqkv_leases", "Leases that have not ended.", ToDouble(stats.leases));
+  families->Gauge("nqkv_leased_reads", "Reads that run under leases.", ToDouble(stats.reads));
+  families->Gauge("nqkv_leased_parts", "Parts of blocks that leases pin, counted for each lease.",
+                  ToDouble(stats.parts));
+  families->Gauge("nqkv_leased_bytes", "Encoded bytes that leases pin, each block counted once.",
+                  ToDouble(stats.bytes));
+  families->Counter("nqkv_leases_granted_total", "Leases granted.", ToDouble(stats.granted_total));
+  families->Counter("nqkv_leases_refused_total", "Leases refused for want of room.", ToDouble(stats.refused_total));
+  for (size_t end = 0; end < kLeaseEndCount; ++end) {
+    families->Counter("nqkv_leases_ended_total",
+                      "Leases that ended: released, at their deadline, replaced by a repeat, or with their session.",
+                      ToDouble(stats.ended_total[end]), {{"reason", kLeaseEndNames[end]}});
+  }
+  families->Counter("nqkv_sessions_opened_total", "Sessions opened.", ToDouble(stats.sessions_opened_total));
+  const char* ended = "Sessions that ended: closed by their owner, or not heard of any more.";
+  families->Counter("nqkv_sessions_ended_total", ended, ToDouble(stats.sessions_closed_total), {{"reason", "closed"}});
+  families->Counter("nqkv_sessions_ended_total", ended, ToDouble(stats.sessions_lapsed_total), {{"reason", "lapsed"}});
+}
+
 void CollectFlow(const CallEnvironment& environment, FamilyList* families) {
   families->Gauge("nqkv_in_flight_bytes", "Payload that calls hold outside the store.",
                   ToDouble(environment.budget->used_bytes()));
   families->Gauge("nqkv_calls_in_flight", "Calls that have not ended.", ToDouble(environment.gate->calls()));
   families->Gauge("nqkv_in_flight_limit_bytes", "What they may hold.", ToDouble(environment.budget->limit_bytes()));
+  families->Gauge("nqkv_lookup_waiters", "Lookups that wait for blocks to be stored.",
+                  ToDouble(environment.waiters->count()));
   families->Gauge("nqkv_worker_queue_depth", "Calls that wait for a codec thread.",
                   ToDouble(environment.workers->queue_depth()));
   families->Gauge("nqkv_worker_queue_limit", "Calls that may wait for one.",
@@ -180,6 +211,10 @@ v1::GetStatsResponse StatusReport::Stats() const {
   stats.set_checksum_failures_total(totals.checksum_failures);
   stats.set_in_flight_bytes(environment_->budget->used_bytes());
   stats.set_rejected_total(totals.rejections);
+  const LeaseStats leases = environment_->leases->Stats();
+  stats.set_sessions(leases.sessions);
+  stats.set_leases(leases.leases);
+  stats.set_leased_bytes(leases.bytes);
   return stats;
 }
 
@@ -202,10 +237,51 @@ v1::ListCachesResponse StatusReport::Caches() const {
   return response;
 }
 
+v1::ListSessionsResponse StatusReport::Sessions() const {
+  v1::ListSessionsResponse response;
+  for (const SessionInfo& session : environment_->leases->ListSessions()) {
+    v1::SessionInfo* info = response.add_sessions();
+    info->set_session_id(session.id);
+    info->set_tenant(TenantName(session.tenant));
+    info->set_owner(session.owner);
+    info->set_age_seconds(ToSeconds(session.age));
+    info->set_silence_seconds(ToSeconds(session.silence));
+    info->set_leases(session.leases);
+  }
+  return response;
+}
+
+v1::ListLeasesResponse StatusReport::Leases(const v1::ListLeasesRequest& request) const {
+  const uint32_t count_max =
+      request.count_max() == 0 ? kLeasesListedMax : std::min(request.count_max(), kLeasesListedMax);
+  std::map<std::pair<TenantId, CacheId>, std::string> names;
+  for (const std::shared_ptr<Cache>& cache : environment_->caches->List()) {
+    names[{cache->tenant().id, cache->id()}] = cache->name();
+  }
+  const std::vector<LeaseInfo> leases = environment_->leases->ListLeases(request.after(), count_max);
+  v1::ListLeasesResponse response;
+  for (const LeaseInfo& lease : leases) {
+    v1::LeaseInfo* info = response.add_leases();
+    const auto cache = names.find({lease.tenant, lease.cache});
+    info->set_number(lease.number);
+    info->set_tenant(TenantName(lease.tenant));
+    if (cache != names.end()) info->set_cache(cache->second);
+    info->set_session_id(lease.session_id);
+    info->set_request_id(lease.request_id);
+    info->set_seconds_left(ToSeconds(lease.left));
+    info->set_reads(lease.reads);
+    info->set_parts(lease.parts);
+    info->set_stored_bytes(lease.stored_bytes);
+  }
+  if (leases.size() == count_max) response.set_next(leases.back().number);
+  return response;
+}
+
 std::vector<MetricFamily> StatusReport::Collect() const {
   FamilyList families;
   CollectStore(environment_->store->Stats(), &families);
   CollectCaches(*environment_, &families);
+  CollectLeases(environment_->leases->Stats(), &families);
   CollectFlow(*environment_, &families);
   for (const Watchdog::Heartbeat& heartbeat : watchdog_->Check()) {
     families.Gauge("nqkv_heartbeat_age_seconds", "How long ago a part of the service last moved.",

@@ -26,6 +26,8 @@ class StatusReport final : public prometheus::Collectable {
 
   v1::GetStatsResponse Stats() const;
   v1::ListCachesResponse Caches() const;
+  v1::ListSessionsResponse Sessions() const;
+  v1::ListLeasesResponse Leases(const v1::ListLeasesRequest& request) const;
 
   // What is measured when asked for, beside what Metrics counts.
   std::vector<prometheus::MetricFamily> Collect() const override;

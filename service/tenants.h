@@ -12,6 +12,9 @@ struct Tenant {
   std::string name = "default";
 };
 
+// Of a tenant that has called. There is one so far.
+inline std::string TenantName(TenantId) { return Tenant().name; }
+
 // Thread-safe. There is one tenant so far, whoever calls.
 class Tenants {
  public:

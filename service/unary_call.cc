@@ -44,6 +44,7 @@ absl::Status UnaryCall::Enter(const IncomingMessage* message) {
 }
 
 void UnaryCall::Run(std::unique_ptr<IncomingMessage> message) {
+  if (method_->begin != nullptr) return RunWaiting(std::move(message));
   ByteBudget::Lease lease;
   absl::StatusOr<std::string> reply = method_->answer(caller_.tenant, caller_.payload.get(), *message, &lease);
   message.reset();
@@ -56,6 +57,35 @@ void UnaryCall::Run(std::unique_ptr<IncomingMessage> message) {
   } else {
     Finish(reply.status(), "");
   }
+}
+
+void UnaryCall::RunWaiting(std::unique_ptr<IncomingMessage> message) {
+  ByteBudget::Lease lease;
+  auto done = [self = shared_from_this()](absl::StatusOr<std::string> reply) {
+    reply.ok() ? self->Finish(absl::OkStatus(), *std::move(reply)) : self->Finish(reply.status(), "");
+  };
+  absl::StatusOr<std::shared_ptr<LookupCall>> call =
+      method_->begin(caller_.tenant, caller_.payload.get(), *message, &lease, std::move(done));
+  message.reset();
+  bool cancelled = false;
+  {
+    MutexLock lock(&mutex_);
+    leases_.push_back(std::move(lease));
+    if (call.ok()) waiting_ = *call;
+    cancelled = cancelled_;
+  }
+  if (!call.ok()) return Finish(call.status(), "");
+  cancelled ? (*call)->OnCancel() : (*call)->Start();
+}
+
+void UnaryCall::OnCancel() {
+  std::shared_ptr<LookupCall> waiting;
+  {
+    MutexLock lock(&mutex_);
+    cancelled_ = true;
+    waiting = waiting_;
+  }
+  if (waiting != nullptr) waiting->OnCancel();
 }
 
 void UnaryCall::Finish(const absl::Status& status, std::string reply) {
@@ -85,6 +115,7 @@ void UnaryCall::OnTooLong() {
 void UnaryCall::OnDone() {
   MutexLock lock(&mutex_);
   transport_ = nullptr;
+  waiting_.reset();
   if (too_long_.has_value()) environment_->timer->Cancel(*too_long_);
   leases_.clear();
 }

@@ -35,11 +35,14 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
 
   // `message` is null when the transport could not read it.
   void Start(std::unique_ptr<IncomingMessage> message) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The client has gone: what waits does so no longer.
+  void OnCancel() ABSL_LOCKS_EXCLUDED(mutex_);
   void OnDone() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   absl::Status Enter(const IncomingMessage* message) ABSL_LOCKS_EXCLUDED(mutex_);
   void Run(std::unique_ptr<IncomingMessage> message) ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunWaiting(std::unique_ptr<IncomingMessage> message) ABSL_LOCKS_EXCLUDED(mutex_);
   void Finish(const absl::Status& status, std::string reply) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnTooLong() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -51,6 +54,8 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
   Transport* transport_ ABSL_GUARDED_BY(mutex_);
   std::optional<CallGate::Pass> pass_ ABSL_GUARDED_BY(mutex_);
   std::vector<ByteBudget::Lease> leases_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<LookupCall> waiting_ ABSL_GUARDED_BY(mutex_);
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<CallTimer::Ticket> too_long_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -36,7 +36,7 @@ Number NumberAt(absl::string_view text, size_t offset) {
   return number;
 }
 
-absl::Status SessionEnded() { return absl::FailedPreconditionError("the session has ended: open a new one"); }
+absl::Status SessionEnded() { return absl::AbortedError("the session has ended: open a new one"); }
 
 }  // namespace
 
@@ -273,7 +273,7 @@ absl::StatusOr<LeaseTable::Hold> LeaseTable::BeginRead(TenantId tenant, absl::st
   std::shared_ptr<Lease> lease;
   MutexLock lock(&mutex_);
   if (Parse(text, &token)) lease = FindLease(tenant, token);
-  if (lease == nullptr) return absl::FailedPreconditionError("the lease has ended: look up again");
+  if (lease == nullptr) return absl::AbortedError("the lease has ended: look up again");
   if (lease->reads++ == 0) lease_ends_.erase({lease->deadline, lease->number});
   ++stats_.reads;
   return Hold(this, std::move(lease));

@@ -105,13 +105,12 @@ class LeaseTable {
   // Takes over a session that has not ended.
   //
   // Errors:
-  //   FAILED_PRECONDITION  no such session of the tenant, or it has ended.
+  //   ABORTED              no such session of the tenant, or it has ended.
   absl::StatusOr<Speaker> ResumeSession(TenantId tenant, absl::string_view session_id) ABSL_LOCKS_EXCLUDED(mutex_);
   // The session is heard of.
   //
   // Errors:
-  //   FAILED_PRECONDITION  it has ended.
-  //   ABORTED              somebody else speaks for it by now.
+  //   ABORTED              it has ended, or somebody else speaks for it by now.
   absl::Status Hear(const Speaker& speaker) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends the session, unless somebody else speaks for it by now.
   void CloseSession(const Speaker& speaker) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -128,7 +127,7 @@ class LeaseTable {
   // no lease: the token is empty then.
   //
   // Errors:
-  //   FAILED_PRECONDITION  the session has ended.
+  //   ABORTED              the session has ended.
   //   RESOURCE_EXHAUSTED   a limit is reached, which is named.
   absl::StatusOr<std::string> Grant(const Request& request, std::vector<BlockHandle> blocks)
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -149,7 +148,7 @@ class LeaseTable {
     std::shared_ptr<Lease> lease_;
   };
   // Errors:
-  //   FAILED_PRECONDITION  no such lease of the tenant, or it has ended: look up again.
+  //   ABORTED              no such lease of the tenant, or it has ended: look up again.
   absl::StatusOr<Hold> BeginRead(TenantId tenant, absl::string_view token) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // False: no such lease, it has ended, or a later lookup of its request has replaced it.

@@ -495,6 +495,132 @@ TEST_F(RpcTest, DrainingCancelsWhatDoesNotEndInItsGrace) {
   EXPECT_FALSE(stream->Finish().ok());
 }
 
+class RpcLeaseTest : public RpcTest {
+ protected:
+  using SessionStream = grpc::ClientReaderWriter<v1::SessionRequest, v1::SessionResponse>;
+
+  RpcLeaseTest() {
+    options_.limits.heartbeat_seconds = 0.1;
+    options_.limits.session_grace_seconds = 0.5;
+  }
+
+  // Sends a message and returns the id of the session that it was answered for.
+  static std::string Ask(SessionStream* stream, const v1::SessionRequest& request = {}) {
+    v1::SessionResponse response;
+    EXPECT_TRUE(stream->Write(request));
+    EXPECT_TRUE(stream->Read(&response));
+    return response.session_id();
+  }
+  std::string LeaseOf(const v1::OpenCacheResponse& cache, int count, const std::string& session_id,
+                      const std::string& request_id) {
+    v1::LookupRequest request;
+    request.set_cache_id(cache.cache_id());
+    v1::LookupQuery* query = request.add_queries();
+    query->set_request_id(request_id);
+    query->mutable_lease()->set_session_id(session_id);
+    v1::KeyChain* chain = query->add_chains();
+    for (int key = 0; key < count; ++key) chain->add_keys(KeyOf(key));
+    v1::LookupResponse response;
+    grpc::ClientContext context;
+    EXPECT_TRUE(stub_->Lookup(&context, request, &response).ok());
+    return response.results_size() == 1 ? response.results(0).lease_token() : "";
+  }
+  v1::GetStatsResponse WaitForSessions(uint64_t sessions) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    v1::GetStatsResponse stats = Stats();
+    while (absl::Now() < deadline && (stats.sessions() != sessions || stats.leases() != sessions)) stats = Stats();
+    return stats;
+  }
+};
+
+TEST_F(RpcLeaseTest, ALeaseIsListedReadUnderFromAnotherConnectionAndEndsWithItsSession) {
+  Start();
+  const v1::OpenCacheResponse cache = Open();
+  PutBlocks(cache, 3);
+  grpc::ClientContext session_context;
+  const auto stream = stub_->Session(&session_context);
+  v1::SessionRequest open;
+  open.set_owner("scheduler");
+  const std::string session = Ask(stream.get(), open);
+  const std::string token = LeaseOf(cache, 3, session, "request");
+  EXPECT_EQ(Ask(stream.get()), session);
+
+  v1::ListSessionsResponse sessions;
+  v1::ListLeasesResponse leases;
+  grpc::ClientContext sessions_context;
+  grpc::ClientContext leases_context;
+  ASSERT_TRUE(admin_->ListSessions(&sessions_context, {}, &sessions).ok());
+  ASSERT_TRUE(admin_->ListLeases(&leases_context, {}, &leases).ok());
+  ASSERT_EQ(sessions.sessions_size(), 1);
+  EXPECT_EQ(sessions.sessions(0).session_id(), session);
+  EXPECT_EQ(sessions.sessions(0).owner(), "scheduler");
+  EXPECT_EQ(sessions.sessions(0).leases(), 1u);
+  ASSERT_EQ(leases.leases_size(), 1);
+  EXPECT_EQ(leases.leases(0).session_id(), session);
+  EXPECT_EQ(leases.leases(0).request_id(), "request");
+  EXPECT_EQ(leases.leases(0).cache(), "cache");
+  EXPECT_EQ(leases.leases(0).tenant(), "default");
+  EXPECT_EQ(leases.leases(0).parts(), 3u);
+  EXPECT_GT(leases.leases(0).seconds_left(), 0);
+  EXPECT_EQ(leases.next(), 0u);
+
+  stub_ = v1::KvCache::NewStub(
+      grpc::CreateChannel(absl::StrCat("unix:", server_->socket_path()), grpc::InsecureChannelCredentials()));
+  v1::GetRequest get = GetRequestOf(cache, 3);
+  get.set_lease_token(token);
+  EXPECT_TRUE(Get(get).ok());
+
+  v1::SessionRequest close;
+  close.set_close(true);
+  EXPECT_TRUE(stream->Write(close));
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(Get(get).code(), absl::StatusCode::kAborted);
+  const v1::GetStatsResponse stats = WaitForSessions(0);
+  EXPECT_EQ(stats.sessions(), 0u);
+  EXPECT_EQ(stats.leased_bytes(), 0u);
+  ExpectNothingHeld(stats.used_bytes());
+}
+
+TEST_F(RpcLeaseTest, ASessionWhoseStreamBreaksEndsAfterItsGraceUnlessItIsTakenOver) {
+  Start();
+  const v1::OpenCacheResponse cache = Open();
+  PutBlocks(cache, 1);
+  const auto first_context = std::make_unique<grpc::ClientContext>();
+  const auto first = stub_->Session(first_context.get());
+  const std::string session = Ask(first.get());
+  const std::string token = LeaseOf(cache, 1, session, "request");
+  first_context->TryCancel();
+  EXPECT_EQ(FromGrpc(first->Finish()).code(), absl::StatusCode::kCancelled);
+
+  const auto second_context = std::make_unique<grpc::ClientContext>();
+  const auto second = stub_->Session(second_context.get());
+  v1::SessionRequest resume;
+  resume.set_session_id(session);
+  EXPECT_EQ(Ask(second.get(), resume), session);
+  v1::GetRequest get = GetRequestOf(cache, 1);
+  get.set_lease_token(token);
+  EXPECT_TRUE(Get(get).ok());
+  second_context->TryCancel();
+  EXPECT_EQ(FromGrpc(second->Finish()).code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(WaitForSessions(0).leases(), 0u);
+  grpc::ClientContext third_context;
+  const auto third = stub_->Session(&third_context);
+  EXPECT_TRUE(third->Write(resume));
+  EXPECT_EQ(FromGrpc(third->Finish()).code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(RpcLeaseTest, AnOpenSessionDoesNotHoldUpADrain) {
+  options_.limits.session_grace_seconds = 3'600;
+  Start();
+  grpc::ClientContext context;
+  const auto stream = stub_->Session(&context);
+  EXPECT_FALSE(Ask(stream.get()).empty());
+  const absl::Time start = absl::Now();
+  server_->Drain(absl::Seconds(60));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(30));
+  EXPECT_FALSE(stream->Finish().ok());
+}
+
 TEST_F(RpcTest, ManyClientsAtOnceGetWhatTheyPut) {
   Start();
   const v1::OpenCacheResponse cache = Open();

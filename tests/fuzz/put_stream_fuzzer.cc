@@ -46,6 +46,7 @@ struct Service {
                         .bytes_max = 1 << 20},
                        store.get(),
                        &metrics};
+  PresenceWaiters waiters{4};
   CallEnvironment environment;
   std::shared_ptr<ByteBudget> reserved = std::make_shared<ByteBudget>(uint64_t{1} << 18);
   v1::PutRequest prefix;
@@ -53,6 +54,7 @@ struct Service {
   Service() {
     spdlog::set_level(spdlog::level::off);
     environment.store = store.get();
+    environment.waiters = &waiters;
     environment.caches = &caches;
     environment.budget = std::make_shared<ByteBudget>(uint64_t{1} << 20);
     environment.metrics = &metrics;

@@ -20,11 +20,16 @@ struct Service {
                         .bytes_max = 1 << 20},
                        store.get(),
                        &metrics};
+  SteadyClock clock;
+  PresenceWaiters waiters{4};
+  LeaseTable leases{LeaseLimits(), &clock};
   CallEnvironment environment;
 
   Service() {
     spdlog::set_level(spdlog::level::off);
     environment.store = store.get();
+    environment.leases = &leases;
+    environment.waiters = &waiters;
     environment.caches = &caches;
     environment.metrics = &metrics;
   }
@@ -40,7 +45,7 @@ template <typename Request, typename Call>
 void Answer(const Service& service, const uint8_t* data, size_t size, Call call) {
   Request request;
   if (!request.ParseFromArray(data, static_cast<int>(size))) return;
-  if constexpr (!std::is_same_v<Request, v1::OpenCacheRequest>) {
+  if constexpr (requires { request.set_cache_id(0); }) {
     uint64_t cache_id = request.cache_id();
     service.PickCache(cache_id, &cache_id);
     request.set_cache_id(cache_id);
@@ -51,7 +56,7 @@ void Answer(const Service& service, const uint8_t* data, size_t size, Call call)
 void AnswerAny(const Service& service, const uint8_t* data, size_t size) {
   const CacheCalls calls(&service.environment);
   const Tenant tenant;
-  const uint8_t rpc = data[0] % 5;
+  const uint8_t rpc = data[0] % 7;
   ++data, --size;
   if (rpc == 0) {
     v1::OpenCacheResponse response;
@@ -69,6 +74,14 @@ void AnswerAny(const Service& service, const uint8_t* data, size_t size) {
     v1::ClearResponse response;
     Answer<v1::ClearRequest>(service, data, size,
                              [&](const auto& request) { return calls.Clear(tenant, request, &response); });
+  } else if (rpc == 5) {
+    v1::ReleaseResponse response;
+    Answer<v1::ReleaseRequest>(service, data, size,
+                               [&](const auto& request) { return calls.Release(tenant, request, &response); });
+  } else if (rpc == 6) {
+    v1::TouchResponse response;
+    Answer<v1::TouchRequest>(service, data, size,
+                             [&](const auto& request) { return calls.Touch(tenant, request, &response); });
   } else {
     Answer<v1::GetRequest>(service, data, size, [&](const auto& request) -> absl::Status {
       auto stream = GetStream::Open(&service.environment, tenant, request);

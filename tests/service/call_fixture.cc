@@ -63,7 +63,17 @@ ServiceParts::ServiceParts(FixtureOptions options) {
   reserved_budget_ =
       std::make_shared<ByteBudget>(options.reserved_bytes_max == 0 ? quarter : options.reserved_bytes_max);
   callers_ = std::make_unique<Callers>(budget, reserved_budget_);
+  leases_ = std::make_unique<LeaseTable>(
+      LeaseLimits{.sessions_max = options.limits.sessions_max,
+                  .leases_max = options.limits.leases_max,
+                  .tenant_bytes_max = options.limits.leased_bytes_max == 0 ? store_->Stats().capacity_bytes / 2
+                                                                           : options.limits.leased_bytes_max,
+                  .session_grace = absl::ToChronoNanoseconds(absl::Seconds(options.limits.session_grace_seconds))},
+      &clock_);
+  waiters_ = std::make_unique<PresenceWaiters>(options.limits.lookup_waiters_max);
   environment_ = {.store = store_.get(),
+                  .leases = leases_.get(),
+                  .waiters = waiters_.get(),
                   .caches = caches_.get(),
                   .budget = budget,
                   .callers = callers_.get(),

@@ -16,6 +16,7 @@
 #include "service/put_call.h"
 #include "storage/mutex.h"
 #include "tests/service/model_blocks.h"
+#include "tests/support/turned_clock.h"
 
 namespace nqkv {
 
@@ -34,6 +35,9 @@ class ServiceParts {
 
   const CallEnvironment& environment() const { return environment_; }
   BlockStore& store() { return *store_; }
+  LeaseTable& leases() { return *leases_; }
+  PresenceWaiters& waiters() { return *waiters_; }
+  TurnedClock& clock() { return clock_; }  // Of the leases.
   Metrics& metrics() { return metrics_; }
   const Tenant& tenant() const { return tenant_; }
   Caller CallerOf(absl::string_view connection) { return callers_->Find(tenant_, connection); }
@@ -51,7 +55,10 @@ class ServiceParts {
  private:
   Tenant tenant_;
   Metrics metrics_;
+  TurnedClock clock_;
   std::unique_ptr<BlockStore> store_;
+  std::unique_ptr<LeaseTable> leases_;
+  std::unique_ptr<PresenceWaiters> waiters_;
   std::unique_ptr<CacheRegistry> caches_;
   CallGate gate_{1'024, &metrics_};
   CallTimer timer_;

@@ -1,5 +1,6 @@
 #include "service/metrics.h"
 
+#include <chrono>
 #include <set>
 #include <sstream>
 #include <string>
@@ -136,6 +137,53 @@ TEST(StatusReportTest, TellsOfWhatIsBeingWrittenAndOfPartsThatAreRead) {
   EXPECT_GE(stats.pinned_bytes(), stats.stored_bytes());
   EXPECT_GE(stats.reserved_bytes(), 1'000u);
   EXPECT_EQ(stats.reserved_bytes(), parts.store().Stats().reserved_bytes);
+}
+
+TEST(StatusReportTest, ListsAndGaugesOfLeasesAgree) {
+  ServiceParts parts;
+  Watchdog watchdog;
+  StatusReport report(&parts.environment(), &watchdog);
+  const v1::OpenCacheResponse cache = parts.Open("my-cache");
+  PutAll(&parts, cache, {{KeyOf(0), RawBlock(ModelLayout(), 0), 0}});
+  const auto session = parts.leases().OpenSession(0, "worker");
+  for (int i = 0; i < 25; ++i) {
+    v1::LookupRequest request;
+    request.set_cache_id(cache.cache_id());
+    v1::LookupQuery* query = request.add_queries();
+    query->add_chains()->add_keys(KeyOf(0));
+    query->set_request_id(absl::StrCat("request-", i));
+    query->mutable_lease()->set_session_id(session->session_id);
+    v1::LookupResponse response;
+    ASSERT_TRUE(parts.calls().Lookup(parts.tenant(), request, &response).ok());
+  }
+  EXPECT_EQ(report.Stats().sessions(), 1u);
+  EXPECT_EQ(report.Stats().leases(), 25u);
+  EXPECT_EQ(report.Stats().leased_bytes(), report.Stats().stored_bytes());
+  EXPECT_EQ(report.Sessions().sessions(0).leases(), 25u);
+  v1::ListLeasesRequest page;
+  page.set_count_max(10);
+  int listed = 0;
+  do {
+    const v1::ListLeasesResponse leases = report.Leases(page);
+    for (const v1::LeaseInfo& lease : leases.leases()) {
+      EXPECT_EQ(lease.request_id(), absl::StrCat("request-", listed++));
+      EXPECT_EQ(lease.cache(), "my-cache");
+      EXPECT_EQ(lease.tenant(), "default");
+      EXPECT_DOUBLE_EQ(lease.seconds_left(), 30);
+    }
+    page.set_after(leases.next());
+  } while (page.after() != 0);
+  EXPECT_EQ(listed, 25);
+  const std::string text = Text(report.Collect());
+  EXPECT_THAT(text, HasSubstr("nqkv_leases 25"));
+  EXPECT_THAT(text, HasSubstr("nqkv_leased_parts 25"));
+  EXPECT_THAT(text, HasSubstr("nqkv_sessions 1"));
+  EXPECT_THAT(text, HasSubstr("nqkv_leases_ended_total{reason=\"orphaned\"} 0"));
+  parts.clock().Turn(std::chrono::seconds(15));
+  while (parts.leases().Sweep()) {
+  }
+  EXPECT_THAT(Text(report.Collect()), HasSubstr("nqkv_leases_ended_total{reason=\"orphaned\"} 25"));
+  EXPECT_EQ(report.Leases({}).leases_size(), 0);
 }
 
 // A scrape is refused as a whole when one family comes twice.

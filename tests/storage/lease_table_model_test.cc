@@ -203,7 +203,7 @@ class LeaseModel {
         table().Grant({.session_id = lease.session, .request_id = lease.request, .duration = lease.duration},
                       fixture_.Pin({blocks.begin(), blocks.end()}));
     if (!lease.session.empty() && !sessions_.contains(lease.session)) {
-      ASSERT_EQ(token.status().code(), absl::StatusCode::kFailedPrecondition);
+      ASSERT_EQ(token.status().code(), absl::StatusCode::kAborted);
       return;
     }
     const std::vector<ModelLease> before = leases_;

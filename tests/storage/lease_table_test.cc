@@ -185,7 +185,7 @@ TEST_F(LeaseTableTest, TheEndOfASessionEndsItsLeases) {
   ASSERT_TRUE(Grant({2}).ok());
   table().CloseSession(session);
   EXPECT_FALSE(CanRead(token));  // Before any sweep.
-  EXPECT_EQ(Grant({1}, "request", session.session_id).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Grant({1}, "request", session.session_id).status().code(), absl::StatusCode::kAborted);
   fixture_->SweepAll();
   EXPECT_EQ(Pinned(), 1u);
   EXPECT_EQ(Ended(LeaseEnd::kOrphaned), 1u);
@@ -204,7 +204,7 @@ TEST_F(LeaseTableTest, ASessionThatIsNotHeardOfEndsAfterItsGrace) {
   EXPECT_EQ(table().Stats().sessions, 1u);
   EXPECT_EQ(table().Stats().sessions_lapsed_total, 1u);
   EXPECT_EQ(Pinned(), 1u);
-  EXPECT_EQ(table().Hear(silent).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(table().Hear(silent).code(), absl::StatusCode::kAborted);
   EXPECT_TRUE(table().Hear(heard).ok());
 }
 
@@ -221,7 +221,7 @@ TEST_F(LeaseTableTest, AResumedSessionKeepsItsLeasesAndHasOneSpeaker) {
   Turn(seconds(14));
   EXPECT_TRUE(table().Hear(*second).ok());
   EXPECT_EQ(Pinned(), 1u);
-  EXPECT_EQ(table().ResumeSession(7, first.session_id).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(table().ResumeSession(7, first.session_id).status().code(), absl::StatusCode::kAborted);
 }
 
 TEST_F(LeaseTableTest, IdsAndTokensOfAnotherStartOrOfNobodyNameNothing) {

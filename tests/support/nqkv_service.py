@@ -57,13 +57,14 @@ def _wait_until_ready(process, channel):
 
 
 @contextlib.contextmanager
-def running(nqkvd, *flags):
+def running(nqkvd, *flags, folder=None):
     """Starts nqkvd on a socket of its own, yields a channel to it, and ends it as an operator would.
 
+    Its sockets are in `folder`, a new one unless given.
     Raises RuntimeError, with the log, when it does not start or does not end with exit code 0 at SIGTERM.
     """
     with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nqkv-")))
+        folder = pathlib.Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="nqkv-")))
         log = stack.enter_context(open(folder / "log", "w+b"))
         addresses = ["--listen=127.0.0.1:0", "--http_listen=", f"--socket_dir={folder}"]
         process = subprocess.Popen([nqkvd, *addresses, *flags], stdout=log, stderr=subprocess.STDOUT)
