@@ -141,7 +141,7 @@ __device__ __forceinline__ void StoreCodes(const HeadTile& at, std::byte* target
 
 // Grid: x heads, y jobs.
 template <Dtype kDtype, uint32_t kGroup>
-__global__ void __launch_bounds__(kEncodeThreads) Nqkv4EncodeKernel(const Nqkv4EncodeLaunch launch) {
+__global__ void __launch_bounds__(kEncodeThreads, 4) Nqkv4EncodeKernel(const Nqkv4EncodeLaunch launch) {
   const HeadTile& at = launch.head;
   const uint32_t head = blockIdx.x, thread = threadIdx.x;
   const uint32_t row = thread / kRowThreads, part = thread % kRowThreads;

@@ -175,8 +175,7 @@ __device__ __forceinline__ RotatedRow EncodeRotatedRow(const Nqkv4hEncodeLaunch&
 
 // Grid: x heads, y jobs.
 template <Dtype kDtype, uint32_t kGroup>
-__global__ void __launch_bounds__(kEncodeThreads, kGroup == 256 ? 4 : 8)
-    Nqkv4hEncodeKernel(const Nqkv4hEncodeLaunch launch) {
+__global__ void __launch_bounds__(kEncodeThreads, 4) Nqkv4hEncodeKernel(const Nqkv4hEncodeLaunch launch) {
   const HeadTile& at = launch.rotated.head;
   const uint32_t head = blockIdx.x, thread = threadIdx.x, tokens = launch.rotated.tokens;
   const uint32_t row = thread / kRowThreads, part = thread % kRowThreads;
