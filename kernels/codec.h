@@ -72,6 +72,7 @@ struct PlaneErrors {
   float nmse = 0;              // Error energy over signal energy.
 };
 
+// Shapes are within the format's limits: 1 to 1024 tokens and heads, 8 to 8192 channels, a multiple of 8.
 struct EncodeArgs {
   const std::byte* source = nullptr;  // Element (t, h, d) at t * token_stride + h * head_stride + d * DtypeBytes.
   ptrdiff_t token_stride = 0;         // Bytes.

@@ -3,6 +3,8 @@
 #include <cpuid.h>
 
 #include "kernels/nqkv4_codec.h"
+#include "kernels/nqkv4h_codec.h"
+#include "kernels/q8_codec.h"
 #include "kernels/raw_codec.h"
 
 namespace nqkv {
@@ -22,12 +24,36 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512vbmi");
 }
 
+// One codec on one path.
+struct Coder {
+  EncodeResult (*encode)(const EncodeArgs&);
+  void (*decode)(const DecodeArgs&);
+};
+
+constexpr Coder kReference = {&EncodePlaneReference, &DecodePlaneReference};
+constexpr Coder kRawAvx2 = {&RawEncodeAvx2, &RawDecodeAvx2};
+constexpr Coder kNqkv4Avx2 = {&Nqkv4EncodeAvx2, &Nqkv4DecodeAvx2};
+constexpr Coder kNqkv4Avx512 = {&Nqkv4EncodeAvx512, &Nqkv4DecodeAvx512};
+constexpr Coder kNqkv4hAvx2 = {&Nqkv4hEncodeAvx2, &Nqkv4hDecodeAvx2};
+constexpr Coder kNqkv4hAvx512 = {&Nqkv4hEncodeAvx512, &Nqkv4hDecodeAvx512};
+constexpr Coder kQ8Avx2 = {&Q8EncodeAvx2, &Q8DecodeAvx2};
+constexpr Coder kQ8Avx512 = {&Q8EncodeAvx512, &Q8DecodeAvx512};
+
 // The row layout is there to be read by others and never chosen by AUTO: the reference is fast enough. Copies of whole
 // rows gain nothing from wider registers.
-CodecPath PathFor(CodecPath path, const PlaneCodec& codec) {
-  if (codec.layout == PlaneLayout::kRow) return CodecPath::kScalar;
-  if (codec.id == CodecId::kNqkv4h || codec.id == CodecId::kQ8) return CodecPath::kScalar;
-  return codec.id == CodecId::kRaw && path == CodecPath::kAvx512 ? CodecPath::kAvx2 : path;
+const Coder& CoderFor(CodecPath path, const PlaneCodec& codec) {
+  if (codec.layout == PlaneLayout::kRow || path == CodecPath::kScalar) return kReference;
+  const bool wide = path == CodecPath::kAvx512;
+  switch (codec.id) {
+    case CodecId::kRaw:
+      return kRawAvx2;
+    case CodecId::kQ8:
+      return wide ? kQ8Avx512 : kQ8Avx2;
+    case CodecId::kNqkv4h:
+      return wide ? kNqkv4hAvx512 : kNqkv4hAvx2;
+    default:
+      return wide ? kNqkv4Avx512 : kNqkv4Avx2;
+  }
 }
 
 }  // namespace
@@ -54,28 +80,8 @@ bool HasCodecPath(CodecPath path) {
   }
 }
 
-EncodeResult EncodePlaneOn(CodecPath path, const EncodeArgs& args) {
-  const bool raw = args.codec.id == CodecId::kRaw;
-  switch (PathFor(path, args.codec)) {
-    case CodecPath::kAvx512:
-      return Nqkv4EncodeAvx512(args);
-    case CodecPath::kAvx2:
-      return raw ? RawEncodeAvx2(args) : Nqkv4EncodeAvx2(args);
-    default:
-      return EncodePlaneReference(args);
-  }
-}
+EncodeResult EncodePlaneOn(CodecPath path, const EncodeArgs& args) { return CoderFor(path, args.codec).encode(args); }
 
-void DecodePlaneOn(CodecPath path, const DecodeArgs& args) {
-  const bool raw = args.codec.id == CodecId::kRaw;
-  switch (PathFor(path, args.codec)) {
-    case CodecPath::kAvx512:
-      return Nqkv4DecodeAvx512(args);
-    case CodecPath::kAvx2:
-      return raw ? RawDecodeAvx2(args) : Nqkv4DecodeAvx2(args);
-    default:
-      return DecodePlaneReference(args);
-  }
-}
+void DecodePlaneOn(CodecPath path, const DecodeArgs& args) { CoderFor(path, args.codec).decode(args); }
 
 }  // namespace nqkv

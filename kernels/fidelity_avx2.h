@@ -56,14 +56,13 @@ struct RowBatch {
   _mm256_store_ps(batch.weights, _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1.0f), signal), weighted));
 }
 
-// HeadFidelity::Add for all rows, after MakeWeights.
-[[gnu::always_inline]] inline void AddRows(const RowBatch& batch, HeadFidelity& head) {
+// HeadFidelity::Add for up to eight rows at once; what stands in lanes without a row is zero.
+[[gnu::always_inline]] inline void AddRows(__m256 signal, __m256 error, __m256 decoded, __m256 weight,
+                                           HeadFidelity& head) {
   const auto add = [](float* lanes, __m256 values) {
     _mm256_storeu_ps(lanes, _mm256_add_ps(_mm256_loadu_ps(lanes), values));
   };
-  const __m256 weight = _mm256_load_ps(batch.weights), error = SumEight(batch.error_lanes);
-  const __m256 decoded = SumEight(batch.decoded_lanes);
-  add(head.signal, _mm256_load_ps(batch.signals));
+  add(head.signal, signal);
   add(head.error, error);
   add(head.weighted_error, _mm256_mul_ps(error, weight));
 
@@ -75,6 +74,12 @@ struct RowBatch {
   alignas(32) float norm_errors[kLanes];
   _mm256_store_ps(norm_errors, _mm256_and_ps(norm_error, weighted));
   for (float value : norm_errors) head.token_norm_error = value > head.token_norm_error ? value : head.token_norm_error;
+}
+
+// The same for a batch, after MakeWeights.
+[[gnu::always_inline]] inline void AddRows(const RowBatch& batch, HeadFidelity& head) {
+  AddRows(_mm256_load_ps(batch.signals), SumEight(batch.error_lanes), SumEight(batch.decoded_lanes),
+          _mm256_load_ps(batch.weights), head);
 }
 
 // The sum in FloorEnergy's order of the energies whose bits are not above `bits`. `energies` are aligned, their number

@@ -69,4 +69,12 @@ absl::Status CheckStrongChannels(const PlaneCodec& codec, const PlaneShape& shap
 EncodeResult Nqkv4hEncodeReference(const EncodeArgs& args);
 void Nqkv4hDecodeReference(const DecodeArgs& args);
 
+// Need AVX2, FMA and F16C.
+EncodeResult Nqkv4hEncodeAvx2(const EncodeArgs& args);
+void Nqkv4hDecodeAvx2(const DecodeArgs& args);
+
+// Need AVX-512 with F, BW, DQ, VL and VBMI.
+EncodeResult Nqkv4hEncodeAvx512(const EncodeArgs& args);
+void Nqkv4hDecodeAvx512(const DecodeArgs& args);
+
 }  // namespace nqkv

@@ -43,4 +43,12 @@ int8_t Q8Place(float x, float inverse);
 EncodeResult Q8EncodeReference(const EncodeArgs& args);
 void Q8DecodeReference(const DecodeArgs& args);
 
+// Need AVX2, FMA and F16C.
+EncodeResult Q8EncodeAvx2(const EncodeArgs& args);
+void Q8DecodeAvx2(const DecodeArgs& args);
+
+// Need AVX-512 with F, BW, DQ, VL and VBMI.
+EncodeResult Q8EncodeAvx512(const EncodeArgs& args);
+void Q8DecodeAvx512(const DecodeArgs& args);
+
 }  // namespace nqkv

@@ -125,11 +125,19 @@ struct Form {
 constexpr PlaneCodec kRaw = {.id = CodecId::kRaw};
 constexpr PlaneCodec kG64 = {.id = CodecId::kNqkv4, .scale_group = 64};
 constexpr PlaneCodec kG128 = {.id = CodecId::kNqkv4, .scale_group = 128};
+constexpr PlaneCodec kRotated = {.id = CodecId::kNqkv4h, .scale_group = 64};
+constexpr PlaneCodec kRotatedK8 = {.id = CodecId::kNqkv4h, .scale_group = 64, .strong_channels = 8};
+constexpr PlaneCodec kQ8Channel = {.id = CodecId::kQ8, .scale_group = 0};
+constexpr PlaneCodec kQ8Token = {.id = CodecId::kQ8, .scale_group = 128};
 constexpr Form kForms[] = {{"raw", Dtype::kFloat16, kRaw},
                            {"nqkv4-g64", Dtype::kFloat16, kG64},
                            {"nqkv4-g128", Dtype::kFloat16, kG128},
                            {"nqkv4-g64-bf16", Dtype::kBfloat16, kG64},
-                           {"nqkv4-g128-bf16", Dtype::kBfloat16, kG128}};
+                           {"nqkv4-g128-bf16", Dtype::kBfloat16, kG128},
+                           {"nqkv4h", Dtype::kFloat16, kRotated},
+                           {"nqkv4h-k8", Dtype::kFloat16, kRotatedK8},
+                           {"q8-channel", Dtype::kFloat16, kQ8Channel},
+                           {"q8-token", Dtype::kFloat16, kQ8Token}};
 
 // Rows of one size: every case against every baseline.
 std::vector<Row> RunSize(const std::string& size, size_t planes, const std::string& filter, size_t repeats) {
