@@ -16,7 +16,8 @@ nqkv::PlaneCodec CodecOf(const PlaneInfo& part) {
   if (part.codec == Codec::kRaw) return {};
   return {.id = static_cast<nqkv::CodecId>(part.codec),
           .scale_group = static_cast<uint16_t>(part.scale_group),
-          .layout = static_cast<nqkv::PlaneLayout>(part.layout)};
+          .layout = static_cast<nqkv::PlaneLayout>(part.layout),
+          .strong_channels = static_cast<uint8_t>(part.strong_channels)};
 }
 
 ptrdiff_t HeadBytes(const PlaneSpec& plane) { return static_cast<ptrdiff_t>(plane.channels * DtypeBytes(plane.dtype)); }
@@ -153,7 +154,8 @@ absl::Status BlockCheck::CheckPlane(size_t block, size_t plane, std::span<const 
 absl::Status BlockCheck::CheckPart(size_t block, size_t plane, const PlaneInfo& part, RoleTotals* totals) {
   const PlaneSpec& spec = capture_->group().planes[plane];
   const nqkv::PlaneCodec codec = CodecOf(part);
-  if (absl::Status valid = nqkv::ValidatePlaneCodec(codec); !valid.ok()) return Differs(block, spec, valid.message());
+  if (absl::Status valid = nqkv::ValidatePlaneCodec(codec, spec.channels); !valid.ok())
+    return Differs(block, spec, valid.message());
   const nqkv::PlaneShape shape = ShapeOf(*capture_, spec, part.heads.end - part.heads.begin);
   encoded_.resize(nqkv::EncodedBytes(codec, shape));
   if (part.stored_bytes != encoded_.size()) {

@@ -1,6 +1,7 @@
 #include "client/cache_arguments.h"
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <iterator>
 #include <utility>
@@ -105,7 +106,8 @@ std::vector<FlagSpec> CacheFlags() {
       {"head_dim", "N", "channels a head"},
       {"dtype", "DTYPE", "float16 (default), bfloat16 or float32"},
       {"block_tokens", "N", "tokens a block (default 64)"},
-      {"codec", "CODEC", "auto, raw, nqkv4-g64, nqkv4-g128, nqkv4-g256 or nqkv4-row (default: the cache's)"},
+      {"codec", "CODEC",
+       "auto, raw, nqkv4-g64, nqkv4h-g64 (both also -g128, -g256), nqkv4-row or q8 (default: the cache's)"},
       {"timeout", "SECONDS", "for each call (default 30)"},
       {"json", "", "print one JSON object"}};
   flags.insert(flags.end(), own.begin(), own.end());
@@ -120,31 +122,41 @@ std::vector<FlagSpec> KeyFlags() {
 }
 
 absl::StatusOr<CodecPolicy> ParseCodec(const std::string& text) {
-  CodecPolicy policy;
-  if (text == "auto") return policy;
-  policy.codec = Codec::kNqkv4;
-  if (text == "raw") {
-    policy.codec = Codec::kRaw;
-  } else if (text == "nqkv4" || text == "nqkv4-g64") {
-    policy.scale_group = 64;
-  } else if (text == "nqkv4-g128") {
-    policy.scale_group = 128;
-  } else if (text == "nqkv4-g256") {
-    policy.scale_group = 256;
-  } else if (text == "nqkv4-row" || text == "nqkv4-row-g256") {
-    policy.scale_group = 256;
-    policy.layout = PlaneLayout::kRow;
-  } else {
-    return UsageError(
-        absl::StrCat("--codec: '", text, "' is not auto, raw, nqkv4-g64, nqkv4-g128, nqkv4-g256 or nqkv4-row"));
+  static constexpr auto kPolicies = std::to_array<std::pair<absl::string_view, CodecPolicy>>({
+      {"auto", {}},
+      {"raw", {.codec = Codec::kRaw}},
+      {"nqkv4", {.codec = Codec::kNqkv4, .scale_group = 64}},
+      {"nqkv4-g64", {.codec = Codec::kNqkv4, .scale_group = 64}},
+      {"nqkv4-g128", {.codec = Codec::kNqkv4, .scale_group = 128}},
+      {"nqkv4-g256", {.codec = Codec::kNqkv4, .scale_group = 256}},
+      {"nqkv4-row", {.codec = Codec::kNqkv4, .scale_group = 256, .layout = PlaneLayout::kRow}},
+      {"nqkv4-row-g256", {.codec = Codec::kNqkv4, .scale_group = 256, .layout = PlaneLayout::kRow}},
+      {"nqkv4h", {.codec = Codec::kNqkv4h, .scale_group = 64}},
+      {"nqkv4h-g64", {.codec = Codec::kNqkv4h, .scale_group = 64}},
+      {"nqkv4h-g128", {.codec = Codec::kNqkv4h, .scale_group = 128}},
+      {"nqkv4h-g256", {.codec = Codec::kNqkv4h, .scale_group = 256}},
+      {"q8", {.codec = Codec::kQ8}},
+  });
+  for (const auto& [name, policy] : kPolicies) {
+    if (text == name) return policy;
   }
-  return policy;
+  return UsageError(absl::StrCat("--codec: '", text,
+                                 "' is not auto, raw, nqkv4-g64, nqkv4-g128, nqkv4-g256, nqkv4-row, nqkv4h-g64, "
+                                 "nqkv4h-g128, nqkv4h-g256 or q8"));
 }
 
 std::string CodecName(const CodecPolicy& policy) {
-  if (policy.codec == Codec::kAuto) return "auto";
-  if (policy.codec == Codec::kRaw) return "raw";
-  return absl::StrCat("nqkv4", policy.layout == PlaneLayout::kRow ? "-row" : "", "-g", policy.scale_group);
+  switch (policy.codec) {
+    case Codec::kAuto:
+      return "auto";
+    case Codec::kRaw:
+      return "raw";
+    case Codec::kQ8:
+      return "q8";
+    default:
+      return absl::StrCat(policy.codec == Codec::kNqkv4h ? "nqkv4h" : "nqkv4",
+                          policy.layout == PlaneLayout::kRow ? "-row" : "", "-g", policy.scale_group);
+  }
 }
 
 absl::StatusOr<CacheArguments> CacheArguments::Parse(const Arguments& arguments) {

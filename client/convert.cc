@@ -61,6 +61,7 @@ PlaneInfo FromProto(const v1::PlaneInfo& plane) {
   out.heads = FromProto(plane.heads());
   out.codec = static_cast<Codec>(plane.codec());
   out.scale_group = plane.scale_group();
+  out.strong_channels = plane.strong_channels();
   out.layout = static_cast<PlaneLayout>(plane.layout());
   out.stored_bytes = plane.stored_bytes();
   out.floor_error = plane.floor_error();

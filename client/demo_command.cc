@@ -24,7 +24,8 @@ constexpr char kWorkerName[] = "demo-worker";
 std::vector<FlagSpec> DemoFlags() {
   std::vector<FlagSpec> flags = ServerFlags();
   flags.push_back({"capture", "FILE", "a captured KV cache (default: $NQKV_CAPTURE, else the one that comes along)"});
-  flags.push_back({"codec", "CODEC", "auto (default), raw, nqkv4-g64, nqkv4-g128, nqkv4-g256 or nqkv4-row"});
+  flags.push_back(
+      {"codec", "CODEC", "auto (default), raw, nqkv4-g64, nqkv4h-g64 (both also -g128, -g256), nqkv4-row or q8"});
   flags.push_back({"block_tokens", "N", "tokens a block (default 64)"});
   flags.push_back({"repeats", "N", "speeds are medians of so many (default 5)"});
   flags.push_back({"timeout", "SECONDS", "for each call (default 60)"});

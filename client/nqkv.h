@@ -39,7 +39,7 @@ namespace nqkv::client {
 enum class Dtype : uint8_t { kFloat16 = 1, kBfloat16 = 2, kFloat32 = 3 };
 enum class PlaneRole : uint8_t { kKey = 1, kValue = 2, kLatent = 3, kRope = 4 };
 enum class GroupKind : uint8_t { kFull = 1, kMla = 2 };
-enum class Codec : uint8_t { kAuto = 1, kRaw = 2, kNqkv4 = 3 };
+enum class Codec : uint8_t { kAuto = 1, kRaw = 2, kNqkv4 = 3, kNqkv4h = 4, kQ8 = 5 };
 enum class PlaneLayout : uint8_t { kHead = 1, kRow = 2 };
 enum class Provenance : uint8_t { kOriginal = 1, kOnLossyPrefix = 2, kDecoded = 3 };
 
@@ -278,6 +278,7 @@ struct PlaneInfo {
   Range heads;
   Codec codec = Codec::kRaw;
   uint32_t scale_group = 0;
+  uint32_t strong_channels = 0;  // Of each head, stored by themselves.
   PlaneLayout layout = PlaneLayout::kHead;
   uint64_t stored_bytes = 0;
   float floor_error = 0;

@@ -46,7 +46,7 @@ absl::StatusOr<std::span<std::byte>> BlockEncoder::Place(const PlaneCodec& codec
 absl::Status BlockEncoder::Add(const std::byte* source, ptrdiff_t token_stride, ptrdiff_t head_stride,
                                std::span<std::byte> block) {
   // Kept over a repeated call, so that the repetition neither counts as a block nor tries a codec that has failed.
-  if (!codec_.has_value()) codec_ = plan_->Choose(next_);
+  if (!codec_.has_value()) codec_ = plan_->Choose(next_, header_.first_in_sequence);
   const PlaneShape shape = next_shape();
   EncodeArgs args{.source = source,
                   .token_stride = token_stride,
@@ -60,12 +60,13 @@ absl::Status BlockEncoder::Add(const std::byte* source, ptrdiff_t token_stride, 
     args.encoded = *place;
     const EncodeResult result = EncodePlane(args);
     if (!result.finite && !plan_->policy().allow_non_finite) return NonFinite(next_plane());
-    if (plan_->Accept(next_, args.codec, result) || args.codec.id == CodecId::kRaw) {
+    if (plan_->Accept(next_, args.codec, result, header_.first_in_sequence) || args.codec.id == CodecId::kRaw) {
       Append(args, result, static_cast<uint32_t>(place->data() - block.data()));
       return absl::OkStatus();
     }
-    args.codec = kRawCodec;
-    codec_ = kRawCodec;
+    // Where there is NaN or Inf, only raw will do.
+    args.codec = result.finite ? plan_->Next(next_, args.codec, header_.first_in_sequence) : kRawCodec;
+    codec_ = args.codec;
   }
 }
 

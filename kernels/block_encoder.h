@@ -33,13 +33,15 @@ class BlockEncoder {
   //   OUT_OF_RANGE        the block would pass the format's 4 GiB.
   absl::Status Add(const std::byte* source, ptrdiff_t token_stride, ptrdiff_t head_stride, std::span<std::byte> block);
 
+  // What the whole block will most likely take.
+  uint64_t bytes_typical() const { return plan_->EncodedBytesTypical(header_.range, header_.first_in_sequence); }
   size_t bytes_used() const { return end_; }
   size_t bytes_needed() const { return needed_; }
 
   struct Summary {
     uint64_t raw_bytes = 0;
     PlaneErrors worst;             // The largest of each.
-    uint32_t fallback_planes = 0;  // Stored raw though the policy prefers nqkv4.
+    uint32_t fallback_planes = 0;  // Stored raw though the policy prefers another codec.
   };
   // Writes header and table. Precondition: done(). The block is the first bytes_used() bytes of `block`.
   Summary Finish(std::span<std::byte> block);

@@ -60,7 +60,8 @@ absl::StatusOr<BlockWriter> BlockWriter::Begin(const CallEnvironment& environmen
   }
   NQKV_ASSIGN_OR_RETURN(const BlockKey key,
                         BlockKey::Create(cache.tenant().id, cache.id(), group->layout.id, begin.key()));
-  NQKV_RETURN_IF_ERROR(CheckSize(*environment.store, group->plan->EncodedBytesTypical(range)));
+  NQKV_RETURN_IF_ERROR(
+      CheckSize(*environment.store, group->plan->EncodedBytesTypical(range, begin.first_in_sequence())));
   NQKV_RETURN_IF_ERROR(environment.store->CheckRoom(key, range));
   const BlockHeader header = {.fingerprint = ToFingerprint(cache.fingerprint()),
                               .layer_group = group->layout.id,
@@ -122,7 +123,7 @@ absl::Status BlockWriter::FillScratch(std::span<const std::byte>* bytes, size_t 
 
 absl::Status BlockWriter::EncodePlane(const std::byte* source) {
   if (!reservation_.valid()) {
-    NQKV_ASSIGN_OR_RETURN(reservation_, Reserve(group_->plan->EncodedBytesTypical(range_)));
+    NQKV_ASSIGN_OR_RETURN(reservation_, Reserve(encoder_->bytes_typical()));
   }
   const PlaneShape shape = encoder_->next_shape();
   const ptrdiff_t head_stride = static_cast<ptrdiff_t>(shape.channels * DtypeBytes(shape.dtype));

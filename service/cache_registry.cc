@@ -101,13 +101,13 @@ Cache::Cache(Tenant tenant, std::string name, uint64_t wire_id, const v1::CacheS
 
 uint64_t Cache::BaseBytes(const std::string& name, const v1::CacheSpec& spec, std::span<const GroupLayout> groups) {
   // A layout stands in the group and in its plan, and a vector may have twice the room that it needs.
-  constexpr uint64_t kPlaneBytes = 3 * sizeof(PlaneSpec) + sizeof(uint32_t);
+  const uint64_t plane_bytes = 3 * sizeof(PlaneSpec) + CodecPlan::PlaneBytes();
   constexpr uint64_t kGroupBytes = 2 * sizeof(CacheGroup) + sizeof(CodecPlan) + 2 * sizeof(PartRange);
   constexpr uint64_t kIndexBytes = 256;  // The entries in the registry's two maps.
   uint64_t planes = 0;
   for (const GroupLayout& group : groups) planes += group.planes.size();
   return sizeof(Cache) + 2 * name.size() + kIndexBytes + spec.SpaceUsedLong() + groups.size() * kGroupBytes +
-         planes * (kPlaneBytes + kAllocationBytes);  // A plane of the spec is an allocation.
+         planes * (plane_bytes + kAllocationBytes);  // A plane of the spec is an allocation.
 }
 
 uint64_t Cache::ShardBytes(size_t groups) { return sizeof(Shard) + kAllocationBytes + groups * sizeof(PartRange); }

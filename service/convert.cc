@@ -247,9 +247,6 @@ absl::StatusOr<std::vector<GroupLayout>> GroupsFromSpec(const v1::CacheSpec& spe
 
 absl::StatusOr<CodecPolicy> PolicyFromProto(const v1::CodecPolicy& policy) {
   CodecPolicy result;
-  if (policy.codec() == v1::CODEC_NQKV4H || policy.codec() == v1::CODEC_Q8) {
-    return NotBuiltYet(absl::StrCat("policy.codec ", v1::Codec_Name(policy.codec())));
-  }
   if (policy.codec() != v1::CODEC_UNSPECIFIED) result.codec = static_cast<CodecChoice>(policy.codec());
   if (policy.layout() == v1::PLANE_LAYOUT_ROW) {
     if (result.codec != CodecChoice::kNqkv4) return FieldError("policy.layout", "ROW needs codec NQKV4");

@@ -47,6 +47,7 @@ void FillPlaneInfo(const BlockView& part, const PlaneEntry& plane, v1::PlaneInfo
   info->set_token_norm_error(plane.errors.token_norm_error);
   info->set_nmse(plane.errors.nmse);
   info->set_crc32c(plane.crc32c);
+  info->set_strong_channels(plane.codec.strong_channels);
 }
 
 }  // namespace

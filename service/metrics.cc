@@ -38,12 +38,6 @@ const Histogram::BucketBoundaries& TokensBuckets() {
   return buckets;
 }
 
-constexpr std::array<PlaneCodec, 5> kCodecs = {{{.id = CodecId::kRaw},
-                                                {.id = CodecId::kNqkv4, .scale_group = 64},
-                                                {.id = CodecId::kNqkv4, .scale_group = 128},
-                                                {.id = CodecId::kNqkv4, .scale_group = 256},
-                                                {CodecId::kNqkv4, 256, PlaneLayout::kRow}}};
-
 Family<Counter>* CounterFamily(Registry& registry, const char* name, const char* help) {
   return &BuildCounter().Name(name).Help(help).Register(registry);
 }
@@ -78,13 +72,13 @@ Metrics::Metrics() {
 
   auto* planes = CounterFamily(registry_, "nqkv_encoded_planes_total", "Planes encoded, by role and codec.");
   for (size_t role = 1; role < planes_.size(); ++role) {
-    for (size_t codec = 0; codec < kCodecs.size(); ++codec) {
+    for (size_t codec = 0; codec < kPlaneCodecs.size(); ++codec) {
       planes_[role][codec] =
-          &planes->Add({{"role", kRoleNames[role]}, {"codec", std::string(PlaneCodecName(kCodecs[codec]))}});
+          &planes->Add({{"role", kRoleNames[role]}, {"codec", std::string(PlaneCodecName(kPlaneCodecs[codec]))}});
     }
   }
   fallback_planes_ = &CounterFamily(registry_, "nqkv_fallback_planes_total",
-                                    "Planes that the policy auto stored raw since nqkv4 broke the bound.")
+                                    "Planes that the policy auto stored raw since every other codec broke the bound.")
                           ->Add({});
   checksum_failures_ =
       &CounterFamily(registry_, "nqkv_checksum_failures_total", "Stored blocks that were found damaged and dropped.")
@@ -168,8 +162,9 @@ void Metrics::RecordLookup(uint64_t matched_tokens) { matched_tokens_->Observe(s
 
 void Metrics::RecordEncodedPlane(const PlaneEntry& plane) {
   const size_t role = static_cast<size_t>(plane.role);
-  const size_t codec = static_cast<size_t>(std::find(kCodecs.begin(), kCodecs.end(), plane.codec) - kCodecs.begin());
-  if (codec < kCodecs.size()) planes_[role][codec]->Increment();
+  const size_t codec =
+      static_cast<size_t>(std::find(kPlaneCodecs.begin(), kPlaneCodecs.end(), plane.codec) - kPlaneCodecs.begin());
+  if (codec < kPlaneCodecs.size()) planes_[role][codec]->Increment();
   floor_error_[role]->Observe(plane.errors.floor_error);
 }
 

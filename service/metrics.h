@@ -106,7 +106,7 @@ class Metrics {
   static constexpr size_t kCodeCount = 17;  // absl::StatusCode, OK to UNAUTHENTICATED.
   std::array<std::array<RpcMetrics, kCodeCount>, kRpcCount> rpcs_;
   std::array<prometheus::Counter*, kRejectionCount> rejections_ = {};
-  std::array<std::array<prometheus::Counter*, 5>, 5> planes_ =
+  std::array<std::array<prometheus::Counter*, kPlaneCodecs.size()>, 5> planes_ =
       {};  // By PlaneRole and codec; a plane is too often to look up.
   prometheus::Counter* fallback_planes_ = nullptr;
   prometheus::Counter* checksum_failures_ = nullptr;

@@ -42,8 +42,6 @@ constexpr std::array kNotBuiltValues = std::to_array<NotBuiltValue>({
     {"nqkv.v1.LayerGroupKind", "LAYER_GROUP_KIND_CHUNKED"},
     {"nqkv.v1.LayerGroupKind", "LAYER_GROUP_KIND_STATE"},
     {"nqkv.v1.LayerGroupKind", "LAYER_GROUP_KIND_OPAQUE"},
-    {"nqkv.v1.Codec", "CODEC_NQKV4H"},
-    {"nqkv.v1.Codec", "CODEC_Q8"},
     {"nqkv.v1.PayloadForm", "PAYLOAD_FORM_ENCODED"},
 });
 

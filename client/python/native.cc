@@ -323,7 +323,7 @@ nb::object ToPython(const Types& types, const GetResult& result) {
     planes.append(types.Make("PlaneInfo", plane.layer, types.Number("PlaneRole", plane.role), types.Range(plane.heads),
                              types.Number("Codec", plane.codec), plane.scale_group,
                              types.Number("PlaneLayout", plane.layout), plane.stored_bytes, plane.floor_error,
-                             plane.token_norm_error, plane.nmse, plane.crc32c));
+                             plane.token_norm_error, plane.nmse, plane.crc32c, plane.strong_channels));
   }
   return types.Make("GetResult", ErrorOf(result.status), result.payload_bytes, result.stored_bytes,
                     types.Number("Provenance", result.provenance), result.floor_error, result.token_norm_error,

@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "kernels/block_format.h"
+#include "tests/kernels/plane_values.h"
 
 namespace nqkv {
 namespace {
@@ -12,8 +16,54 @@ namespace {
 GroupLayout TwoPlanes(Dtype dtype = Dtype::kFloat16) {
   return {.id = 0,
           .block_tokens = 16,
-          .planes = {{.layer = 0, .role = PlaneRole::kKey, .heads = 2, .channels = 64, .dtype = dtype},
-                     {.layer = 0, .role = PlaneRole::kValue, .heads = 2, .channels = 64, .dtype = dtype}}};
+          .planes = {{.layer = 1, .role = PlaneRole::kKey, .heads = 2, .channels = 64, .dtype = dtype},
+                     {.layer = 1, .role = PlaneRole::kValue, .heads = 2, .channels = 64, .dtype = dtype}}};
+}
+
+std::vector<PlaneCodec> LadderOf(const PlaneSpec& plane, bool first_in_sequence = false, uint16_t tokens = 64) {
+  return CodecLadder({}, plane, tokens, first_in_sequence);
+}
+
+TEST(CodecLadderTest, AutoTriesEveryCodecOfKeysFromTheCheapestOn) {
+  const PlaneSpec keys = {.layer = 3, .role = PlaneRole::kKey, .heads = 2, .channels = 128};
+  EXPECT_EQ(LadderOf(keys), (std::vector<PlaneCodec>{Nqkv4(64), Nqkv4h(64), Nqkv4h(64, 4), Nqkv4h(64, 8), kQ8Token,
+                                                     kQ8Channel, kRawCodec}));
+  const PlaneSpec narrow = {.layer = 3, .role = PlaneRole::kKey, .heads = 2, .channels = 64};
+  EXPECT_EQ(LadderOf(narrow),
+            (std::vector<PlaneCodec>{Nqkv4(64), Nqkv4h(64), Nqkv4h(64, 4), kQ8Channel, kQ8Token, kRawCodec}));
+}
+
+TEST(CodecLadderTest, ValuesHaveNoStrongChannelsAndScalesByToken) {
+  const PlaneSpec values = {.layer = 3, .role = PlaneRole::kValue, .heads = 2, .channels = 128};
+  EXPECT_EQ(LadderOf(values), (std::vector<PlaneCodec>{Nqkv4(64), Nqkv4h(64), kQ8Token, kRawCodec}));
+}
+
+TEST(CodecLadderTest, RotaryKeysOfMlaHaveEightBitsAtLeast) {
+  const PlaneSpec rope = {.layer = 3, .role = PlaneRole::kRope, .heads = 1, .channels = 64};
+  EXPECT_EQ(LadderOf(rope), (std::vector<PlaneCodec>{kQ8Channel, kQ8Token, kRawCodec}));
+  EXPECT_EQ(CodecLadder({.codec = CodecChoice::kNqkv4h}, rope, 64, false),
+            (std::vector<PlaneCodec>{kQ8Channel, kRawCodec}));
+}
+
+TEST(CodecLadderTest, Layer0AndKeysOfFirstBlocksBeginWithEightBits) {
+  PlaneSpec keys = {.layer = 3, .role = PlaneRole::kKey, .heads = 2, .channels = 64};
+  const std::vector<PlaneCodec> careful = {kQ8Channel, kQ8Token, kRawCodec};
+  EXPECT_EQ(LadderOf(keys, true), careful);
+  keys.layer = 0;
+  EXPECT_EQ(LadderOf(keys), careful);
+  PlaneSpec values = {.layer = 3, .role = PlaneRole::kValue, .heads = 2, .channels = 64};
+  EXPECT_EQ(LadderOf(values, true), LadderOf(values, false));
+  values.layer = 0;
+  EXPECT_EQ(LadderOf(values), (std::vector<PlaneCodec>{kQ8Token, kRawCodec}));
+  EXPECT_EQ(CodecLadder({.codec = CodecChoice::kNqkv4}, keys, 64, true),
+            (std::vector<PlaneCodec>{Nqkv4(64), kRawCodec}));
+}
+
+TEST(CodecLadderTest, WhatWouldTakeMoreThanRawIsNotTried) {
+  const PlaneSpec keys = {.layer = 3, .role = PlaneRole::kKey, .heads = 2, .channels = 64};
+  const std::vector<PlaneCodec> ladder = LadderOf(keys, false, 1);
+  EXPECT_EQ(std::count(ladder.begin(), ladder.end(), kQ8Channel), 0);
+  EXPECT_EQ(ladder.back(), kRawCodec);
 }
 
 EncodeResult WithFloorError(float floor_error) {
@@ -29,36 +79,71 @@ TEST(CodecPlanTest, AutoKeepsTheCheapCodecWhileItIsWithinTheBound) {
   }
 }
 
-TEST(CodecPlanTest, AutoRemembersAPlaneOverTheBoundAndRetriesOneBlockIn64) {
-  CodecPlan plan({}, TwoPlanes());
-  int tries = 0;
-  for (int block = 0; block < 640; ++block) {
-    const PlaneCodec codec = plan.Choose(0);
-    if (codec.id != CodecId::kNqkv4) continue;
-    ++tries;
-    EXPECT_EQ(block % 64, 0);
-    EXPECT_FALSE(plan.Accept(0, codec, WithFloorError(0.5f)));
+// Plays blocks whose plane 0 needs the ladder's rung `needed`; returns the rungs that were tried, a string a block.
+std::string Play(CodecPlan& plan, size_t needed, int blocks, bool first_in_sequence = false) {
+  const std::vector<PlaneCodec> ladder = CodecLadder(plan.policy(), plan.group().planes[0], 16, first_in_sequence);
+  std::string tried;
+  for (int block = 0; block < blocks; ++block) {
+    PlaneCodec codec = plan.Choose(0, first_in_sequence);
+    for (bool accepted = false; !accepted; codec = accepted ? codec : plan.Next(0, codec, first_in_sequence)) {
+      const auto rung = static_cast<size_t>(std::find(ladder.begin(), ladder.end(), codec) - ladder.begin());
+      tried += static_cast<char>('0' + rung);
+      accepted = plan.Accept(0, codec, WithFloorError(rung < needed ? 0.5f : 0.01f), first_in_sequence);
+    }
+    tried += ' ';
   }
-  EXPECT_EQ(tries, 10);
-  EXPECT_EQ(plan.Choose(1).id, CodecId::kNqkv4);  // The other plane is remembered for itself.
+  return tried;
 }
 
-TEST(CodecPlanTest, AutoGoesBackToTheCheapCodecWhenTheRetrySucceeds) {
+TEST(CodecPlanTest, AutoTriesTheNextBetterCodecUntilOneIsWithinTheBound) {
   CodecPlan plan({}, TwoPlanes());
-  plan.Accept(0, plan.Choose(0), WithFloorError(0.5f));
-  for (int block = 0; block < 63; ++block) ASSERT_EQ(plan.Choose(0).id, CodecId::kRaw);
-  ASSERT_TRUE(plan.Accept(0, plan.Choose(0), WithFloorError(0.01f)));
-  EXPECT_EQ(plan.Choose(0).id, CodecId::kNqkv4);
+  EXPECT_EQ(Play(plan, 3, 3), "0123 3 3 ");
+  EXPECT_EQ(plan.Choose(1), Nqkv4(64));  // The other plane is remembered for itself.
+}
+
+TEST(CodecPlanTest, AutoTriesTheNextCheaperCodecFor1BlockIn64) {
+  CodecPlan plan({}, TwoPlanes());
+  Play(plan, 2, 1);
+  const std::string tried = Play(plan, 2, 640);
+  EXPECT_EQ(std::count(tried.begin(), tried.end(), '1'), 10);
+  EXPECT_EQ(std::count(tried.begin(), tried.end(), '2'), 640);
+  EXPECT_EQ(tried.substr(0, 2 * 63 + 4), [] {
+    std::string all;
+    for (int block = 0; block < 63; ++block) all += "2 ";
+    return all + "12 2";
+  }());
+}
+
+TEST(CodecPlanTest, AutoGoesDownFastOnceACheaperCodecHoldsAgain) {
+  CodecPlan plan({}, TwoPlanes());
+  Play(plan, 5, 64);
+  EXPECT_EQ(Play(plan, 0, 8), "4 3 2 1 0 0 0 0 ");
+  Play(plan, 5, 64);
+  EXPECT_EQ(Play(plan, 2, 5), "4 3 2 12 2 ");
+}
+
+TEST(CodecPlanTest, FirstBlocksOfSequencesAreRememberedByThemselves) {
+  CodecPlan plan({}, TwoPlanes());
+  EXPECT_EQ(Play(plan, 1, 3, true), "01 1 1 ");
+  EXPECT_EQ(Play(plan, 0, 3), "0 0 0 ");
+  EXPECT_EQ(plan.Choose(0, true), kQ8Channel);
 }
 
 TEST(CodecPlanTest, EachBoundCountsForItself) {
   CodecPlan plan({}, TwoPlanes());
   const PlaneCodec codec = plan.Choose(0);
-  EXPECT_TRUE(plan.Accept(0, codec, {.errors = {0.02f, 0.10f, 0.5f}}));
-  EXPECT_FALSE(plan.Accept(0, codec, {.errors = {0.021f, 0.10f, 0}}));
-  EXPECT_FALSE(plan.Accept(0, codec, {.errors = {0.02f, 0.11f, 0}}));
+  EXPECT_TRUE(plan.Accept(0, codec, {.errors = {0.0125f, 0.10f, 0.5f}}));
+  EXPECT_FALSE(plan.Accept(0, codec, {.errors = {0.0126f, 0.10f, 0}}));
+  EXPECT_FALSE(plan.Accept(0, codec, {.errors = {0.0125f, 0.11f, 0}}));
   EXPECT_FALSE(plan.Accept(0, codec, {.errors = {std::numeric_limits<float>::infinity(), 0, 0}}));
   EXPECT_FALSE(plan.Accept(0, codec, {.in_scale_range = false}));
+}
+
+TEST(CodecPlanTest, ValuesMayHaveLargerErrorsThanKeys) {
+  CodecPlan plan({}, TwoPlanes());
+  EXPECT_FALSE(plan.Accept(0, Nqkv4(64), WithFloorError(0.0199f)));
+  EXPECT_TRUE(plan.Accept(1, Nqkv4(64), WithFloorError(0.0199f)));
+  EXPECT_FALSE(plan.Accept(1, Nqkv4(64), WithFloorError(0.0201f)));
 }
 
 TEST(CodecPlanTest, ADamagedBlockSaysNothingAboutThePlane) {
@@ -85,7 +170,10 @@ TEST(CodecPlanTest, SizesBoundWhatABlockCanTake) {
   EXPECT_EQ(plan.EncodedBytesMax(whole), head + 2 * raw_plane);
   EXPECT_EQ(plan.EncodedBytesTypical(whole), plan.EncodedBytesMin(whole));
   plan.Accept(1, plan.Choose(1), WithFloorError(1.0f));
-  EXPECT_EQ(plan.EncodedBytesTypical(whole), head + small_plane + raw_plane);
+  EXPECT_EQ(plan.EncodedBytesTypical(whole), head + 2 * small_plane);  // Rotated, in as many bytes.
+  plan.Accept(1, Nqkv4h(64), WithFloorError(1.0f));
+  EXPECT_EQ(plan.EncodedBytesTypical(whole), head + small_plane + 16 * 2 * (64 + 2));
+  EXPECT_EQ(plan.EncodedBytesTypical(whole, true), head + 16 * 2 * (64 + 2) + small_plane);
 }
 
 TEST(CodecPlanTest, AFixedPolicyIsRawAtMostWhereAScaleMayNotExist) {

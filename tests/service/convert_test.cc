@@ -166,8 +166,11 @@ TEST(ConvertTest, FillsAPolicysDefaultsAndRefusesItsContradictions) {
   policy.set_floor_error_max(std::numeric_limits<float>::quiet_NaN());
   EXPECT_THAT(message(policy), HasSubstr("policy.floor_error_max"));
   policy.Clear();
-  policy.set_codec(v1::CODEC_Q8);
-  EXPECT_EQ(PolicyFromProto(policy).status().code(), absl::StatusCode::kUnimplemented);
+  policy.set_layout(v1::PLANE_LAYOUT_ROW);
+  for (const v1::Codec codec : {v1::CODEC_AUTO, v1::CODEC_RAW, v1::CODEC_NQKV4H, v1::CODEC_Q8}) {
+    policy.set_codec(codec);
+    EXPECT_THAT(message(policy), HasSubstr("policy.layout"));
+  }
 }
 
 class ShardTest : public ::testing::Test {

@@ -1,5 +1,6 @@
 #include "service/put_call.h"
 
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <optional>
@@ -617,15 +618,23 @@ TEST_F(PutCallTest, StopsReadingAClientThatDoesNotReadItsResults) {
 TEST_F(PutCallTest, StoresPlanesOverTheBoundRawUnderAuto) {
   Open({}, v1::CODEC_AUTO);
   v1::PutRequest message = MessageOf(1);
-  // One key channel with a large constant offset: the damage that mean errors do not see.
+  // One key channel with a large constant offset, which scales by token cannot hold, and a first token so large that
+  // scales by channel cannot either: the damage that mean errors do not see.
   std::string* payload = message.mutable_payload();
-  const uint16_t offset = FloatToFloat16(200.0f);
-  for (size_t token = 0; token < shape_.block_tokens; ++token) {
-    payload->replace(token * shape_.heads * shape_.channels * 2, 2, reinterpret_cast<const char*>(&offset), 2);
+  const auto set = [&](size_t token, size_t channel, float value) {
+    const uint16_t bits = FloatToFloat16(value);
+    const size_t element = token * shape_.heads * shape_.channels + channel;
+    payload->replace(2 * element, 2, reinterpret_cast<const char*>(&bits), 2);
+  };
+  for (size_t token = 1; token < shape_.block_tokens; ++token) set(token, 0, 200.0f);
+  for (size_t channel = 0; channel < shape_.channels; ++channel) {
+    uint16_t bits;
+    std::memcpy(&bits, payload->data() + 2 * channel, sizeof(bits));
+    set(0, channel, channel == 0 ? 60000.0f : 100 * Float16ToFloat(bits));
   }
   const v1::BlockPutResult result = ResultOf(message);
   EXPECT_EQ(result.raw_planes(), 1u);
-  EXPECT_LT(result.floor_error(), 0.02f);
+  EXPECT_LE(result.floor_error(), 0.0125f);
   const auto blocks = GetAll(parts_.get(), GetRequestOf(cache_, {KeyOf(1)}));
   const size_t plane_bytes = RawBytes(group_, WholeRange(group_)) / group_.planes.size();
   EXPECT_EQ(blocks[0].payload.substr(0, plane_bytes), payload->substr(0, plane_bytes));

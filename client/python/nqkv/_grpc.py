@@ -627,6 +627,7 @@ def _get_result(result: Any, target: _Target) -> GetResult:
             plane.token_norm_error,
             plane.nmse,
             plane.crc32c,
+            plane.strong_channels,
         )
         for plane in result.planes
     )

@@ -38,6 +38,8 @@ class Codec(enum.IntEnum):
     AUTO = 1
     RAW = 2
     NQKV4 = 3
+    NQKV4H = 4
+    Q8 = 5
 
 
 class PlaneLayout(enum.IntEnum):
@@ -309,6 +311,7 @@ class PlaneInfo:
     token_norm_error: float
     nmse: float
     crc32c: int
+    strong_channels: int
 
 
 @_value
