@@ -73,7 +73,9 @@ struct Floats16 {
   template <Dtype kDtype>
   [[gnu::always_inline]] static float LoadOne(const std::byte* source) {
     if constexpr (kDtype == Dtype::kFloat32) {
-      return _mm_cvtss_f32(_mm_load_ss(reinterpret_cast<const float*>(source)));
+      float value;
+      __builtin_memcpy(&value, source, sizeof(value));
+      return value;
     } else {
       uint16_t bits;
       __builtin_memcpy(&bits, source, sizeof(bits));
