@@ -192,6 +192,23 @@ TEST_F(RpcTest, LogsTheTraceOfTheCaller) {
   EXPECT_THAT(log.text(), HasSubstr("traceparent=-"));
 }
 
+TEST_F(RpcTest, ACallerCannotWriteLinesOfItsOwnIntoTheLog) {
+  CapturedLog log;
+  Start();
+  v1::OpenCacheRequest open;
+  open.set_name("cache");
+  *open.mutable_spec() = ModelSpec();
+  open.mutable_spec()->set_model("model\n[error] forged");
+  open.set_engine("engine\x1b[31m");
+  grpc::ClientContext context;
+  v1::OpenCacheResponse response;
+  EXPECT_TRUE(stub_->OpenCache(&context, open, &response).ok());
+  server_.reset();  // No call logs any more.
+  EXPECT_THAT(log.text(), HasSubstr("of model 'model\\n[error] forged'"));
+  EXPECT_THAT(log.text(), HasSubstr("by engine\\033[31m"));
+  EXPECT_THAT(log.text(), ::testing::Not(HasSubstr("\x1b[31m")));
+}
+
 TEST_F(RpcTest, WhatIsPutComesBackAsTheReferenceCodecHasIt) {
   Start();
   const v1::OpenCacheResponse cache = Open();
@@ -239,10 +256,10 @@ TEST_F(RpcTest, ErrorsCarryTheFieldInTheirDetails) {
   }
   const v1::OpenCacheResponse cache = Open();
   v1::GetRequest get = GetRequestOf(cache, 1);
-  get.set_lease_token("token");
+  get.set_layer_by_layer(true);
   const absl::Status status = Get(get);
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(BadRequestOf(status).field_violations(0).field(), "lease_token");
+  EXPECT_EQ(BadRequestOf(status).field_violations(0).field(), "layer_by_layer");
   v1::PutRequest put = PutMessageOf(cache.cache_id(), 0, {{"k", RawBlock(group_, 1)}});
   put.mutable_chunks(0)->mutable_begin()->set_form(v1::PAYLOAD_FORM_ENCODED);
   EXPECT_THAT(std::string(Put(put).message()), HasSubstr("chunks[0].begin.form PAYLOAD_FORM_ENCODED is not built yet"));
