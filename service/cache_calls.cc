@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/status_macros.h"
 #include "proto/rpc_status.h"
@@ -72,8 +73,8 @@ absl::Status CacheCalls::OpenCache(const Tenant& tenant, const v1::OpenCacheRequ
   // Workers join at any rate: only what is new is worth a line.
   spdlog::log(opened.created ? spdlog::level::info : spdlog::level::debug,
               "{} cache '{}' of model '{}', shard {}, codec {}{}{}", opened.created ? "created" : "joined",
-              cache.name(), cache.spec().model(), opened.shard_id, cache.policy().Name(),
-              request.engine().empty() ? "" : ", by ", request.engine());
+              cache.name(), absl::Utf8SafeCEscape(cache.spec().model()), opened.shard_id, cache.policy().Name(),
+              request.engine().empty() ? "" : ", by ", absl::Utf8SafeCEscape(request.engine()));
   return absl::OkStatus();
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/status_macros.h"
 #include "proto/rpc_status.h"
@@ -27,12 +28,12 @@ void LogTrace(const grpc::CallbackServerContext& context, Rpc rpc) {
   const auto& metadata = context.client_metadata();
   const auto trace = metadata.find("traceparent");
   spdlog::debug("{} from {} traceparent={}", std::string(RpcName(rpc)), context.peer(),
-                trace == metadata.end() ? "-" : std::string(trace->second.data(), trace->second.size()));
+                trace == metadata.end() ? "-" : absl::CEscape({trace->second.data(), trace->second.size()}));
 }
 
 void LogEnd(Rpc rpc, const absl::Status& status) {
   if (status.ok() || !spdlog::should_log(spdlog::level::debug)) return;
-  spdlog::debug("{} ended: {}", std::string(RpcName(rpc)), status.ToString());
+  spdlog::debug("{} ended: {}", std::string(RpcName(rpc)), absl::Utf8SafeCEscape(status.ToString()));
 }
 
 // The message that a handler was given. It is taken out of the handler's buffer, which lives as long as the call, so
