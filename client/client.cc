@@ -12,6 +12,7 @@
 #include "client/nqkv.h"
 #include "client/put_stream.h"
 #include "client/retry.h"
+#include "client/session.h"
 #include "kernels/status_macros.h"
 #include "proto/key_chain.h"
 #include "proto/rpc_status.h"
@@ -69,6 +70,7 @@ v1::GetRequest GetRequestOf(const OpenState& state, const GetOptions& get) {
   if (get.heads) *request.mutable_heads() = ToProto(*get.heads);
   if (get.dtype) request.set_dtype(static_cast<v1::Dtype>(*get.dtype));
   request.set_include_planes(get.include_planes);
+  request.set_lease_token(get.lease_token);
   return request;
 }
 
@@ -315,6 +317,48 @@ std::vector<GetResult> Cache::Get(std::span<const GetTarget> targets, const GetO
   return results;
 }
 
+absl::StatusOr<uint32_t> Cache::Release(std::span<const std::string> lease_tokens, const CallOptions& options) {
+  uint32_t released = 0;
+  NQKV_RETURN_IF_ERROR(
+      impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) -> absl::Status {
+        const size_t tokens_max = state.info.release_tokens_max > 0 ? state.info.release_tokens_max : SIZE_MAX;
+        while (!lease_tokens.empty()) {
+          const std::span<const std::string> batch = lease_tokens.first(std::min(tokens_max, lease_tokens.size()));
+          v1::ReleaseRequest request;
+          for (const std::string& token : batch) request.add_lease_tokens(token);
+          v1::ReleaseResponse response;
+          grpc::ClientContext context;
+          SetDeadline(&context, deadline, impl_->clock());
+          const absl::Status status = FromGrpc(connection->stub().Release(&context, request, &response));
+          if (!status.ok()) return status;
+          released += response.released();
+          lease_tokens = lease_tokens.subspan(batch.size());
+        }
+        return absl::OkStatus();
+      }));
+  return released;
+}
+
+absl::Status Cache::Touch(uint32_t layer_group, std::span<const std::string> keys, const CallOptions& options) {
+  return impl_->Call(options, [&](Connection* connection, const OpenState& state, TimePoint deadline) -> absl::Status {
+    // From the last batch to the first, as within each.
+    const size_t keys_max = state.info.delete_keys_max > 0 ? state.info.delete_keys_max : SIZE_MAX;
+    while (!keys.empty()) {
+      const std::span<const std::string> batch = keys.last(std::min(keys_max, keys.size()));
+      v1::TouchRequest request;
+      request.set_cache_id(state.cache_id);
+      request.set_layer_group(layer_group);
+      for (const std::string& key : batch) request.add_keys(key);
+      v1::TouchResponse response;
+      grpc::ClientContext context;
+      SetDeadline(&context, deadline, impl_->clock());
+      NQKV_RETURN_IF_ERROR(FromGrpc(connection->stub().Touch(&context, request, &response)));
+      keys = keys.first(keys.size() - batch.size());
+    }
+    return absl::OkStatus();
+  });
+}
+
 absl::StatusOr<Removed> Cache::Delete(uint32_t layer_group, std::span<const std::string> keys,
                                       const CallOptions& options) {
   Removed removed;
@@ -390,6 +434,13 @@ absl::StatusOr<std::unique_ptr<Cache>> Client::OpenCache(const CacheOptions& cac
   NQKV_ASSIGN_OR_RETURN(auto state, impl_->Open(cache, options));
   return std::unique_ptr<Cache>(
       new Cache(std::make_unique<Cache::Impl>(impl_->channel(), impl_->options(), cache, std::move(state))));
+}
+
+absl::StatusOr<std::unique_ptr<Session>> Client::OpenSession(const SessionOptions& session,
+                                                             const CallOptions& options) {
+  auto opened = std::make_unique<Session::Impl>(impl_->channel(), session.owner);
+  NQKV_RETURN_IF_ERROR(opened->Open(DeadlineOf(impl_->options(), options, *impl_->channel()->clock())));
+  return std::unique_ptr<Session>(new Session(std::move(opened)));
 }
 
 CacheSpec UniformSpec(const std::string& model, uint32_t layers, uint32_t kv_heads, uint32_t head_channels, Dtype dtype,

@@ -1,6 +1,7 @@
 #include "client/convert.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/status_macros.h"
@@ -8,6 +9,11 @@
 
 namespace nqkv::client {
 namespace {
+
+// Clamped to what the type holds.
+std::chrono::milliseconds FromSeconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<int64_t>(1000 * std::clamp(seconds, 0.0, 1e9)));
+}
 
 Range FromProto(const v1::Range& range) { return {.begin = range.begin(), .end = range.end()}; }
 
@@ -189,6 +195,14 @@ v1::LookupQuery ToProto(const LookupQuery& query) {
   }
   out.set_mode(static_cast<v1::LookupMode>(query.mode));
   out.set_include_blocks(query.include_blocks);
+  if (query.wait_until_present.count() > 0) {
+    out.mutable_wait_until_present()->set_seconds_max(std::chrono::duration<double>(query.wait_until_present).count());
+  }
+  if (query.lease) {
+    out.set_request_id(query.lease->request_id);
+    out.mutable_lease()->set_session_id(query.lease->session_id);
+    out.mutable_lease()->set_seconds(std::chrono::duration<double>(query.lease->duration).count());
+  }
   return out;
 }
 
@@ -229,6 +243,10 @@ CacheInfo FromProto(const v1::OpenCacheResponse& response) {
   out.get_keys_max = response.limits().get_keys_max();
   out.delete_keys_max = response.limits().delete_keys_max();
   out.put_open_blocks_max = response.limits().put_open_blocks_max();
+  out.lookup_wait_max = FromSeconds(response.limits().lookup_wait_seconds_max());
+  out.release_tokens_max = response.limits().release_tokens_max();
+  out.lease_duration_default = FromSeconds(response.limits().lease_seconds_default());
+  out.lease_duration_max = FromSeconds(response.limits().lease_seconds_max());
   out.server_version = response.server_version();
   return out;
 }
@@ -264,12 +282,15 @@ absl::StatusOr<LookupResult> FromProto(const v1::LookupResult& result, const Loo
     return absl::InternalError(
         absl::StrCat("reply: ", result.groups_size(), " groups for ", query.chains.size(), " chains"));
   }
-  LookupResult out{.matched_tokens = result.matched_tokens(), .groups = {}};
+  LookupResult out;
+  out.matched_tokens = result.matched_tokens();
   for (size_t i = 0; i < query.chains.size(); ++i) {
     const v1::GroupMatch& match = result.groups(static_cast<int>(i));
     NQKV_RETURN_IF_ERROR(CheckMatch(match, query.chains[i], query.include_blocks));
     out.groups.push_back(MatchFromProto(match, query.chains[i], query.mode));
   }
+  out.lease_token = result.lease_token();
+  out.lease_status = nqkv::FromProto(result.lease_status());
   return out;
 }
 

@@ -144,6 +144,10 @@ struct CacheInfo {
   uint32_t get_keys_max = 0;
   uint32_t delete_keys_max = 0;
   uint32_t put_open_blocks_max = 0;
+  uint32_t release_tokens_max = 0;
+  std::chrono::milliseconds lookup_wait_max{0};
+  std::chrono::milliseconds lease_duration_default{0};
+  std::chrono::milliseconds lease_duration_max{0};
   std::string server_version;
 };
 
@@ -180,10 +184,21 @@ struct KeyChain {
   std::vector<std::string> keys;
 };
 
+// Keeps what a lookup found until it is loaded: its blocks are pinned until Release, the end of its time or of its
+// session. It does not end under a Get that names it, and each gives it its time anew.
+struct LeaseOptions {
+  std::string session_id;                 // Session::id(). Empty: none.
+  std::string request_id;                 // A repeat, in this session, replaces the lease. Empty: nothing is replaced.
+  std::chrono::milliseconds duration{0};  // 0: the server's default.
+};
+
 struct LookupQuery {
   std::vector<KeyChain> chains;  // One for each layer group; kPrefix needs them all.
   LookupMode mode = LookupMode::kPrefix;
   bool include_blocks = false;  // Fill GroupMatch::blocks.
+  std::optional<LeaseOptions> lease;
+  // Answer when every key is there, or when this time is up; it must lie within the call's timeout. 0: at once.
+  std::chrono::milliseconds wait_until_present{0};
 };
 
 struct BlockInfo {
@@ -206,6 +221,8 @@ struct GroupMatch {
 struct LookupResult {
   uint64_t matched_tokens = 0;     // kPrefix: what every chain has.
   std::vector<GroupMatch> groups;  // One a chain, in order.
+  std::string lease_token;         // For Get and Release, on any connection. Empty: none was asked for or given.
+  absl::Status lease_status;       // Why none was given; OK too when nothing matched.
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -269,6 +286,7 @@ struct GetOptions {
   std::optional<Range> heads;   // Unset: what the shard holds.
   std::optional<Dtype> dtype;   // Unset: each plane's own.
   bool include_planes = false;  // Fill GetResult::planes.
+  std::string lease_token;      // Read under this lease: ABORTED when it has ended.
 };
 
 // One stored plane.
@@ -324,6 +342,29 @@ struct CallOptions {
   std::optional<std::chrono::milliseconds> timeout;  // Unset: the client's.
 };
 
+struct SessionOptions {
+  std::string owner;  // Who it is, for the server's lists: "vllm 0.26.0 rank 3". At most 256 bytes.
+};
+
+// A session, which leases end with. A thread of its own keeps it alive and takes it over again when its connection
+// breaks, as long as the server's grace lasts. Ends when it is destroyed. Thread-safe; may outlive its Client.
+class Session {
+ public:
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  std::string id() const;
+  // OK as long as it lives; then why it has ended: open a new one.
+  absl::Status status() const;
+
+ private:
+  friend class Client;
+  class Impl;
+  explicit Session(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
 // An open cache. Keeps its connection alive, so it may outlive its Client.
 class Cache {
  public:
@@ -359,6 +400,12 @@ class Cache {
   std::vector<GetResult> Get(std::span<const GetTarget> targets, const GetOptions& get,
                              const CallOptions& options = {});
 
+  // Ends leases and says how many of them: the others had ended by themselves, or were replaced.
+  absl::StatusOr<uint32_t> Release(std::span<const std::string> lease_tokens, const CallOptions& options = {});
+
+  // Marks blocks as just used, from the last key to the first.
+  absl::Status Touch(uint32_t layer_group, std::span<const std::string> keys, const CallOptions& options = {});
+
   // Removes blocks, every range of them.
   absl::StatusOr<Removed> Delete(uint32_t layer_group, std::span<const std::string> keys,
                                  const CallOptions& options = {});
@@ -391,6 +438,11 @@ class Client {
   //   INVALID_ARGUMENT     the spec contradicts itself; the field is named.
   //   FAILED_PRECONDITION  the name is taken by another spec or policy; every differing field is named.
   absl::StatusOr<std::unique_ptr<Cache>> OpenCache(const CacheOptions& cache, const CallOptions& options = {});
+
+  // Errors:
+  //   RESOURCE_EXHAUSTED   the server has too many sessions.
+  absl::StatusOr<std::unique_ptr<Session>> OpenSession(const SessionOptions& session = {},
+                                                       const CallOptions& options = {});
 
  private:
   class Impl;

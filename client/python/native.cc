@@ -131,6 +131,15 @@ std::chrono::milliseconds Milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<int64_t>(std::min(seconds, kYear) * 1000));
 }
 
+double Seconds(std::chrono::milliseconds duration) { return std::chrono::duration<double>(duration).count(); }
+
+std::optional<LeaseOptions> LeaseOf(nb::handle lease) {
+  if (lease.is_none()) return std::nullopt;
+  return LeaseOptions{.session_id = nb::cast<std::string>(lease.attr("session_id")),
+                      .request_id = nb::cast<std::string>(lease.attr("request_id")),
+                      .duration = Milliseconds(NumberOf<double>(lease, "seconds"))};
+}
+
 CallOptions CallOptionsOf(std::optional<double> timeout) {
   CallOptions options;
   if (timeout) options.timeout = Milliseconds(*timeout);
@@ -293,7 +302,9 @@ nb::object ToPython(const Types& types, const CacheInfo& info) {
                                types.Number("PlaneLayout", policy.layout), policy.floor_error_max,
                                policy.token_norm_error_max, policy.allow_non_finite),
                     nb::tuple(sizes), info.message_bytes_max, info.message_bytes_best, info.lookup_keys_max,
-                    info.get_keys_max, info.delete_keys_max, info.put_open_blocks_max, info.server_version);
+                    info.get_keys_max, info.delete_keys_max, info.put_open_blocks_max, info.release_tokens_max,
+                    Seconds(info.lookup_wait_max), Seconds(info.lease_duration_default),
+                    Seconds(info.lease_duration_max), info.server_version);
 }
 
 nb::object ToPython(const Types& types, const LookupResult& result) {
@@ -309,7 +320,8 @@ nb::object ToPython(const Types& types, const LookupResult& result) {
     groups.append(types.Make("GroupMatch", match.layer_group, match.matched_blocks, nb::tuple(present), match.raw_bytes,
                              match.stored_bytes, nb::tuple(blocks)));
   }
-  return types.Make("LookupResult", result.matched_tokens, nb::tuple(groups));
+  return types.Make("LookupResult", result.matched_tokens, nb::tuple(groups), ToBytes(result.lease_token),
+                    ErrorOf(result.lease_status));
 }
 
 nb::object ToPython(const Types& types, const PutResult& result) {
@@ -356,7 +368,9 @@ class PyCache {
     for (nb::handle query : queries) {
       LookupQuery out{.chains = {},
                       .mode = EnumOf<LookupMode>(query, "mode"),
-                      .include_blocks = NumberOf<bool>(query, "include_blocks")};
+                      .include_blocks = NumberOf<bool>(query, "include_blocks"),
+                      .lease = LeaseOf(query.attr("lease")),
+                      .wait_until_present = Milliseconds(NumberOf<double>(query, "wait_until_present"))};
       for (nb::handle chain : query.attr("chains")) {
         out.chains.push_back({.layer_group = NumberOf<uint32_t>(chain, "layer_group"),
                               .first_block_index = NumberOf<uint32_t>(chain, "first_block_index"),
@@ -407,8 +421,9 @@ class PyCache {
   }
 
   nb::list Get(nb::handle targets, uint32_t layer_group, nb::handle ranges, nb::handle dtype, bool include_planes,
-               std::optional<double> timeout) {
-    const GetOptions get = OptionsOf(layer_group, ranges, dtype, include_planes);
+               nb::handle lease_token, std::optional<double> timeout) {
+    GetOptions get = OptionsOf(layer_group, ranges, dtype, include_planes);
+    get.lease_token = BytesOf(lease_token, "lease");
     absl::StatusOr<std::vector<PlanePiece>> pieces =
         PlanesOf(spec_, cache_->info(), layer_group, get.layers, get.heads);
     if (pieces.ok() && get.dtype) {
@@ -431,6 +446,29 @@ class PyCache {
     nb::list out;
     for (const GetResult& result : results) out.append(ToPython(types, result));
     return out;
+  }
+
+  uint32_t Release(nb::handle lease_tokens, std::optional<double> timeout) {
+    const std::vector<std::string> given = KeysOf(lease_tokens);
+    const CallOptions options = CallOptionsOf(timeout);
+    absl::StatusOr<uint32_t> released;
+    {
+      nb::gil_scoped_release release;
+      released = cache_->Release(given, options);
+    }
+    if (!released.ok()) Raise(released.status());
+    return *released;
+  }
+
+  void Touch(uint32_t layer_group, nb::handle keys, std::optional<double> timeout) {
+    const std::vector<std::string> given = KeysOf(keys);
+    const CallOptions options = CallOptionsOf(timeout);
+    absl::Status status;
+    {
+      nb::gil_scoped_release release;
+      status = cache_->Touch(layer_group, given, options);
+    }
+    if (!status.ok()) Raise(status);
   }
 
   nb::object Delete(uint32_t layer_group, nb::handle keys, std::optional<double> timeout) {
@@ -469,6 +507,23 @@ class PyCache {
   const CacheSpec spec_;
 };
 
+// Its thread needs no interpreter.
+class PySession {
+ public:
+  explicit PySession(std::unique_ptr<Session> session) : session_(std::move(session)) {}
+  ~PySession() { Close(); }
+
+  std::string Id() const { return session_->id(); }
+  nb::object Error() const { return ErrorOf(session_->status()); }
+  void Close() {
+    nb::gil_scoped_release release;
+    session_.reset();
+  }
+
+ private:
+  std::unique_ptr<Session> session_;
+};
+
 class PyClient {
  public:
   PyClient(const std::string& server, double timeout, nb::handle retry) {
@@ -481,6 +536,17 @@ class PyClient {
     absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(server, options);
     if (!client.ok()) Raise(client.status());
     client_ = *std::move(client);
+  }
+
+  PySession* OpenSession(const std::string& owner, std::optional<double> timeout) {
+    const CallOptions options = CallOptionsOf(timeout);
+    absl::StatusOr<std::unique_ptr<Session>> opened;
+    {
+      nb::gil_scoped_release release;
+      opened = client_->OpenSession({.owner = owner}, options);
+    }
+    if (!opened.ok()) Raise(opened.status());
+    return new PySession(*std::move(opened));
   }
 
   PyCache* OpenCache(const std::string& name, nb::handle spec, nb::handle policy, nb::handle shard,
@@ -525,14 +591,22 @@ nb::list PyChainKeys(const nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig
 NB_MODULE(_native, module) {
   nb::class_<PyClient>(module, "Client")
       .def(nb::init<const std::string&, double, nb::handle>())
+      .def("open_session", &PyClient::OpenSession, nb::arg("owner"), nb::arg("timeout").none())
       .def("open_cache", &PyClient::OpenCache, nb::arg("name"), nb::arg("spec"), nb::arg("policy").none(),
            nb::arg("shard"), nb::arg("engine"), nb::arg("timeout").none());
+  nb::class_<PySession>(module, "Session")
+      .def("id", &PySession::Id)
+      .def("error", &PySession::Error)
+      .def("close", &PySession::Close);
   nb::class_<PyCache>(module, "Cache")
       .def("info", &PyCache::Info)
       .def("block_bytes", &PyCache::BlockBytes, nb::arg(), nb::arg(), nb::arg().none())
       .def("lookup", &PyCache::Lookup, nb::arg(), nb::arg().none())
       .def("put", &PyCache::Put, nb::arg(), nb::arg().none())
-      .def("get", &PyCache::Get, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg().none())
+      .def("get", &PyCache::Get, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
+           nb::arg().none())
+      .def("release", &PyCache::Release, nb::arg(), nb::arg().none())
+      .def("touch", &PyCache::Touch, nb::arg(), nb::arg(), nb::arg().none())
       .def("delete", &PyCache::Delete, nb::arg(), nb::arg(), nb::arg().none())
       .def("clear", &PyCache::Clear, nb::arg().none());
   module.def("chain_keys", &PyChainKeys);

@@ -283,6 +283,96 @@ TEST_F(ClientE2eTest, NamesWhatDiffersInTheSpecOfAModelOfManyLayers) {
 }
 
 // Small messages and few open blocks, so that every block takes several messages and waits for others.
+class LeaseE2eTest : public ClientE2eTest {
+ protected:
+  LeaseE2eTest()
+      : ClientE2eTest(
+            {"--host_bytes=16MiB", "--heartbeat_seconds=0.1", "--session_grace_seconds=1", "--lease_seconds=60"}) {}
+
+  void PutOne(Cache* cache, uint32_t seed) {
+    const PutBlock block = MakeBlock(seed);
+    const std::vector<PutResult> results = cache->Put({&block, 1});
+    ASSERT_TRUE(results[0].status.ok()) << results[0].status;
+    memory_.clear();
+  }
+  static LookupQuery QueryOf(uint32_t count, const LeaseOptions& lease) {
+    KeyChain chain;
+    for (uint32_t seed = 0; seed < count; ++seed) chain.keys.push_back(absl::StrCat("key", seed));
+    LookupQuery query;
+    query.chains.push_back(std::move(chain));
+    query.lease = lease;
+    return query;
+  }
+};
+
+TEST_F(LeaseE2eTest, KeepsWhatWasLookedUpUntilItIsReleased) {
+  const auto cache = Open(Codec::kRaw);
+  EXPECT_EQ(cache->info().lease_duration_default, std::chrono::seconds(60));
+  EXPECT_EQ(cache->info().lease_duration_max, std::chrono::seconds(300));
+  for (uint32_t seed = 0; seed < 3; ++seed) PutOne(cache.get(), seed);
+  auto session = client_->OpenSession({.owner = "test"});
+  ASSERT_TRUE(session.ok()) << session.status();
+  const auto first = cache->Lookup(QueryOf(3, {.session_id = (*session)->id(), .request_id = "request"}));
+  ASSERT_TRUE(first.ok()) << first.status();
+  const auto second = cache->Lookup(QueryOf(5, {.session_id = (*session)->id(), .request_id = "request"}));
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->matched_tokens, 3 * kTokens);
+  EXPECT_TRUE(second->lease_status.ok());
+  for (uint32_t seed = 100; seed < 700; ++seed) PutOne(cache.get(), seed);  // More than the store holds.
+  std::vector<uint16_t> target;
+  GetOptions leased;
+  leased.lease_token = first->lease_token;
+  for (const char* key : {"key0", "key1", "key2"}) {
+    const GetResult result = Get(cache.get(), key, &target, leased);
+    EXPECT_TRUE(result.status.ok()) << result.status;
+  }
+  EXPECT_EQ(target, Noise(kElements, 2));
+  EXPECT_EQ(cache->Release(std::vector{first->lease_token, std::string("none")}).value(), 0u);
+  EXPECT_EQ(cache->Release(std::vector{second->lease_token}).value(), 1u);
+  EXPECT_EQ(Get(cache.get(), "key0", &target, leased).status.code(), absl::StatusCode::kAborted);
+  EXPECT_TRUE(cache->Touch(0, std::vector<std::string>{"key699", "key5000"}).ok());
+}
+
+TEST_F(LeaseE2eTest, ASessionLivesLongerThanItsGraceAndItsLeasesEndWithIt) {
+  const auto cache = Open(Codec::kRaw);
+  PutOne(cache.get(), 0);
+  auto session = client_->OpenSession();
+  ASSERT_TRUE(session.ok()) << session.status();
+  const LookupQuery query = QueryOf(1, {.session_id = (*session)->id()});
+  GetOptions leased;
+  leased.lease_token = cache->Lookup(query).value().lease_token;
+  std::vector<uint16_t> target;
+  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(2'500);
+  while (std::chrono::steady_clock::now() < until) {
+    ASSERT_TRUE(Get(cache.get(), "key0", &target, leased).status.ok());
+  }
+  EXPECT_TRUE((*session)->status().ok()) << (*session)->status();
+  session->reset();
+  EXPECT_EQ(Get(cache.get(), "key0", &target, leased).status.code(), absl::StatusCode::kAborted);
+  const auto after = cache->Lookup(query);
+  ASSERT_TRUE(after.ok());
+  EXPECT_EQ(after->matched_tokens, kTokens);
+  EXPECT_EQ(after->lease_status.code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(LeaseE2eTest, SaysWhenTheServerThatKnewTheSessionIsGone) {
+  auto session = client_->OpenSession();
+  ASSERT_TRUE(session.ok()) << session.status();
+  server_.Kill();
+  server_.Start();
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while ((*session)->status().ok() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+  EXPECT_FALSE((*session)->status().ok());
+  const auto next = client_->OpenSession();
+  EXPECT_TRUE(next.ok()) << next.status();
+}
+
+TEST_F(LeaseE2eTest, GivesUpOnASessionByItsTimeoutWhenNoServerIsThere) {
+  server_.Kill();
+  const auto session = client_->OpenSession({}, {.timeout = std::chrono::milliseconds(300)});
+  EXPECT_FALSE(session.ok());
+}
+
 class SmallMessageE2eTest : public ClientE2eTest {
  protected:
   SmallMessageE2eTest()

@@ -9,12 +9,14 @@ import json
 import pathlib
 import sys
 import threading
+import time
 import unittest
 import warnings
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "support"))
 
+import grpc
 import ml_dtypes
 import numpy as np
 
@@ -82,6 +84,36 @@ class ContractTest(unittest.TestCase):
         (result,) = cache.get([nqkv.GetTarget(key, planes)], **options)
         result.check()
         return planes, result
+
+    def leases(self):
+        """Sessions and leases, as the admin server counts them."""
+        with grpc.insecure_channel(self.nqkvd.admin_server) as channel:
+            reply = channel.unary_unary("/nqkv.v1.Admin/GetStats")(b"")
+        counts, place = {}, 0
+
+        def varint():
+            nonlocal place
+            value = shift = 0
+            while True:
+                byte = reply[place]
+                place, value, shift = place + 1, value | (byte & 0x7F) << shift, shift + 7
+                if byte < 0x80:
+                    return value
+
+        while place < len(reply):
+            tag = varint()
+            if tag & 7 == 0:
+                counts[tag >> 3] = varint()
+            else:
+                skipped = varint() if tag & 7 == 2 else 8
+                place += skipped
+        return counts.get(24, 0), counts.get(25, 0)
+
+    def wait_for_leases(self, wanted):
+        until = time.monotonic() + 30
+        while self.leases() != wanted and time.monotonic() < until:
+            pass
+        self.assertEqual(self.leases(), wanted)
 
     def assert_same_bits(self, found, wanted):
         self.assertEqual([plane.tobytes() for plane in found], [plane.tobytes() for plane in wanted])
@@ -412,6 +444,102 @@ class ContractTest(unittest.TestCase):
                 self.assertEqual(cache.lookup([b"k"]).matched_tokens, 0)
                 self.put(cache, b"k", planes)
                 self.assertEqual(cache.lookup([b"k"]).matched_tokens, TOKENS)
+
+    # Leases and sessions
+
+    def test_a_lease_keeps_what_was_looked_up_until_it_is_released(self):
+        cache = self.open()
+        self.assertEqual((cache.info.lease_seconds_default, cache.info.lease_seconds_max), (30.0, 300.0))
+        planes = self.planes()
+        self.put(cache, b"leased", planes)
+        with cache.lease([b"leased", b"absent"], request_id="request", seconds=100) as lease:
+            self.assertEqual(lease.result.matched_tokens, TOKENS)
+            self.assertEqual(self.leases(), (0, 1))
+            self.assert_same_bits(self.get_planes(cache, b"leased", lease=lease)[0], planes)
+            again = cache.lookup([b"leased"], lease=nqkv.LeaseOptions(request_id="request"))
+            self.assertEqual(self.leases(), (0, 1))
+            self.get_planes(cache, b"leased", lease=lease.token)  # Reads under the one that replaced it.
+        self.assertEqual(self.leases(), (0, 1))  # Which was not its to release.
+        self.assertEqual(cache.release([again.lease_token, b"none"]), 1)
+        self.assertEqual(self.leases(), (0, 0))
+        target = nqkv.GetTarget(b"leased", [np.zeros(SHAPE, np.float16) for _ in range(2 * LAYERS)])
+        (result,) = cache.get([target], lease=again.lease_token)
+        self.assertIsInstance(result.error, nqkv.EndedError)
+        cache.touch([b"leased", b"absent"])
+        with cache.lease([b"absent"]) as nothing:
+            self.assertEqual(nothing.token, b"")
+        with self.assertRaises(nqkv.InvalidArgumentError):
+            cache.lease([b"leased"], seconds=301)
+
+    def test_a_lookup_waits_until_all_is_there(self):
+        cache = self.open()
+        self.put(cache, b"0", self.planes())
+        self.assertEqual(cache.lookup([b"0", b"1"], wait_until_present=0.05).matched_tokens, TOKENS)
+        found = []
+
+        def wait():
+            with cache.lease([b"0", b"1"], wait_until_present=20) as lease:
+                found.append(lease.result.matched_tokens)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        self.put(cache, b"1", self.planes())
+        waiting.join(30)
+        self.assertEqual(found, [2 * TOKENS])
+        with self.assertRaises(nqkv.InvalidArgumentError):
+            cache.lookup([b"0"], wait_until_present=61)
+        self.assertEqual(cache.info.lookup_wait_seconds_max, 60.0)
+
+    def test_leases_end_with_their_session(self):
+        cache = self.open()
+        self.put(cache, b"leased", self.planes())
+        with self.client.open_session(owner="worker") as session:
+            lease = cache.lease([b"leased"], session=session)
+            self.get_planes(cache, b"leased", lease=lease)
+            self.assertEqual(self.leases(), (1, 1))
+            session.check()
+        self.wait_for_leases((0, 0))
+        lease.release()
+        with self.assertRaises(nqkv.ClosedError):
+            session.check()
+        with self.assertRaises(nqkv.EndedError):
+            cache.lease([b"leased"], session=session)
+        result = cache.lookup([b"leased"], lease=nqkv.LeaseOptions(session.id))
+        self.assertEqual(result.matched_tokens, TOKENS)
+        self.assertIsInstance(result.lease_error, nqkv.EndedError)
+
+    def test_a_session_outlives_its_grace_and_ends_with_the_server_that_knew_it(self):
+        with NqkvdProcess(NQKVD, "--host_bytes=16MiB", "--heartbeat_seconds=0.1", "--session_grace_seconds=0.5") as nqkvd:
+            with nqkv.Client(nqkvd.server) as client, client.open_session() as session:
+                until = time.monotonic() + 1.5
+                while time.monotonic() < until:
+                    session.check()
+                nqkvd.kill()
+                until = time.monotonic() + 30
+                with self.assertRaises(nqkv.Error):
+                    while time.monotonic() < until:
+                        session.check()
+                with self.assertRaises(nqkv.Error):
+                    client.open_session(timeout=0.3)
+
+    def test_asyncio_has_leases_and_sessions(self):
+        async def run():
+            async with nqkv.AsyncClient(self.nqkvd.server) as client:
+                async with await client.open_cache(self.id(), spec_of(), policy=policy(nqkv.Codec.RAW)) as cache:
+                    for result in await cache.put([nqkv.PutBlock(b"leased", self.planes())]):
+                        result.check()
+                    async with await client.open_session() as session, await cache.lease(
+                        [b"leased"], session=session
+                    ) as lease:
+                        target = nqkv.GetTarget(b"leased", [np.zeros(SHAPE, np.float16) for _ in range(2 * LAYERS)])
+                        for result in await cache.get([target], lease=lease):
+                            result.check()
+                        await cache.touch([b"leased"])
+                        session.check()
+                    return await cache.release([lease.token])
+
+        self.assertEqual(asyncio.run(run()), 0)
+        self.wait_for_leases((0, 0))
 
     # Keys
 

@@ -13,12 +13,13 @@ they lie, with any strides over tokens and heads, and other Python threads run m
 implementation is in use: "native" or, slower, "grpcio".
 """
 
-from ._async import AsyncCache, AsyncClient
-from ._client import Cache, Client, backend_name, chain_keys
+from ._async import AsyncCache, AsyncClient, AsyncLease, AsyncSession
+from ._client import Cache, Client, Lease, Session, backend_name, chain_keys
 from ._errors import (
     ClosedError,
     DataLossError,
     DeadlineError,
+    EndedError,
     Error,
     InvalidArgumentError,
     MismatchError,
@@ -41,6 +42,7 @@ from ._types import (
     GroupSizes,
     KeyChain,
     LayerGroup,
+    LeaseOptions,
     LookupMode,
     LookupQuery,
     LookupResult,

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ._client import Cache, Client
+from ._client import Cache, Client, Lease, Session
 from ._types import CacheInfo, CacheSpec, GetResult, LookupResult, PutResult, Removed, RetryPolicy
 
 T = TypeVar("T")
@@ -35,6 +35,53 @@ class _Threads:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
+
+
+class AsyncSession:
+    """As `Session`, for asyncio."""
+
+    def __init__(self, session: Session, threads: _Threads):
+        self._session, self._threads = session, threads
+
+    async def __aenter__(self) -> AsyncSession:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def id(self) -> str:
+        return self._session.id
+
+    def check(self) -> None:
+        self._session.check()
+
+    async def close(self) -> None:
+        await self._threads.run(self._session.close)
+
+
+class AsyncLease:
+    """As `Lease`, for asyncio."""
+
+    def __init__(self, lease: Lease, threads: _Threads):
+        self._lease, self._threads = lease, threads
+
+    async def __aenter__(self) -> AsyncLease:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.release()
+
+    @property
+    def result(self) -> LookupResult:
+        return self._lease.result
+
+    @property
+    def token(self) -> bytes:
+        return self._lease.token
+
+    async def release(self) -> None:
+        await self._threads.run(self._lease.release)
 
 
 class AsyncCache:
@@ -73,7 +120,20 @@ class AsyncCache:
         return await self._threads.run(self._cache.put, blocks, **options)
 
     async def get(self, targets: Any, **options: Any) -> list[GetResult]:
+        if isinstance(options.get("lease"), AsyncLease):
+            options["lease"] = options["lease"].token
         return await self._threads.run(self._cache.get, targets, **options)
+
+    async def lease(self, keys: Any, *, session: AsyncSession | Session | None = None, **options: Any) -> AsyncLease:
+        plain = session._session if isinstance(session, AsyncSession) else session
+        lease = await self._threads.run(self._cache.lease, keys, session=plain, **options)
+        return AsyncLease(lease, self._threads)
+
+    async def release(self, lease_tokens: Any, **options: Any) -> int:
+        return await self._threads.run(self._cache.release, lease_tokens, **options)
+
+    async def touch(self, keys: Any, **options: Any) -> None:
+        await self._threads.run(self._cache.touch, keys, **options)
 
     async def delete(self, keys: Any, **options: Any) -> Removed:
         return await self._threads.run(self._cache.delete, keys, **options)
@@ -98,6 +158,9 @@ class AsyncClient:
     def close(self) -> None:
         self._client.close()
         self._threads.close()
+
+    async def open_session(self, **options: Any) -> AsyncSession:
+        return AsyncSession(await self._threads.run(self._client.open_session, **options), self._threads)
 
     async def open_cache(self, name: str, spec: CacheSpec, **options: Any) -> AsyncCache:
         return AsyncCache(await self._threads.run(self._client.open_cache, name, spec, **options), self._threads)

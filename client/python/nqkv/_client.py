@@ -19,6 +19,7 @@ from ._types import (
     GetResult,
     GetTarget,
     KeyChain,
+    LeaseOptions,
     LookupMode,
     LookupQuery,
     LookupResult,
@@ -68,6 +69,67 @@ def chain_keys(
     return implementation(_keys.token_array(tokens), block_tokens, adapter_digest, salt, items)
 
 
+class Session:
+    """A session, made by `Client.open_session`, which leases end with.
+
+    A thread of its own keeps it alive, also over broken connections, until `close`. Thread-safe.
+    """
+
+    def __init__(self, implementation: Any):
+        self._implementation = implementation
+        self._id: str = implementation.id()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    def check(self) -> None:
+        """Raises why the session has ended, if it has."""
+        implementation = self._implementation
+        if implementation is None:
+            raise ClosedError("the session was closed")
+        error = implementation.error()
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Ends the session, and its leases with it."""
+        implementation, self._implementation = self._implementation, None
+        if implementation is not None:
+            implementation.close()
+
+
+class Lease:
+    """What a lookup found, kept until `release`. Made by `Cache.lease`; `result` is the lookup's."""
+
+    def __init__(self, cache: Cache, result: LookupResult):
+        self.result = result
+        self._cache: Cache | None = cache
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @property
+    def token(self) -> bytes:
+        """Names the lease on any connection, in other processes too. Empty where nothing was found."""
+        return self.result.lease_token
+
+    def release(self) -> None:
+        """Lets the blocks go. Does nothing where the lease has ended by itself."""
+        cache, self._cache = self._cache, None
+        if cache is not None and self.token:
+            cache.release([self.token])
+
+
 class Cache:
     """An open cache, made by `Client.open_cache`. Thread-safe; every call blocks its thread and lets others run."""
 
@@ -114,11 +176,53 @@ class Cache:
         layer_group: int = 0,
         mode: LookupMode = LookupMode.PREFIX,
         include_blocks: bool = False,
+        lease: LeaseOptions | None = None,
+        wait_until_present: float = 0.0,
         timeout: float | None = None,
     ) -> LookupResult:
-        """How much of one chain of keys is present for what this shard needs. A miss is a result."""
-        query = LookupQuery((KeyChain(keys, layer_group),), mode, include_blocks)
+        """How much of one chain of keys is present for what this shard needs. A miss is a result.
+
+        With `wait_until_present` (seconds, within the timeout) the answer comes when every key is there, or after that time.
+        """
+        query = LookupQuery((KeyChain(keys, layer_group),), mode, include_blocks, lease, wait_until_present)
         return self.lookup_many((query,), timeout=timeout)[0]
+
+    def lease(
+        self,
+        keys: Sequence[bytes],
+        *,
+        session: Session | None = None,
+        request_id: str = "",
+        seconds: float = 0.0,
+        layer_group: int = 0,
+        mode: LookupMode = LookupMode.PREFIX,
+        include_blocks: bool = False,
+        wait_until_present: float = 0.0,
+        timeout: float | None = None,
+    ) -> Lease:
+        """Looks up one chain of keys and keeps what was found, until the lease is released, its time is up or its
+        session ends. Raises where the server cannot give a lease: OverloadedError, EndedError."""
+        options = LeaseOptions("" if session is None else session.id, request_id, seconds)
+        result = self.lookup(
+            keys,
+            layer_group=layer_group,
+            mode=mode,
+            include_blocks=include_blocks,
+            lease=options,
+            wait_until_present=wait_until_present,
+            timeout=timeout,
+        )
+        if result.lease_error is not None:
+            raise result.lease_error
+        return Lease(self, result)
+
+    def release(self, lease_tokens: Sequence[bytes], *, timeout: float | None = None) -> int:
+        """Ends leases; returns how many of them had not ended by themselves or been replaced."""
+        return self._open().release(lease_tokens, timeout)
+
+    def touch(self, keys: Sequence[bytes], *, layer_group: int = 0, timeout: float | None = None) -> None:
+        """Marks blocks as just used, from the last key to the first."""
+        self._open().touch(layer_group, keys, timeout)
 
     def lookup_many(self, queries: Sequence[LookupQuery], *, timeout: float | None = None) -> list[LookupResult]:
         """One result a query, in order."""
@@ -140,14 +244,17 @@ class Cache:
         heads: Range | None = None,
         dtype: Dtype | None = None,
         include_planes: bool = False,
+        lease: Lease | bytes | None = None,
         timeout: float | None = None,
     ) -> list[GetResult]:
         """Fetches blocks into the targets: one result a target, in order; a miss is a NotFoundError in its result.
 
-        `dtype` is what the targets hold; None: each plane's own. The arrays are written until the call returns.
+        `dtype` is what the targets hold; None: each plane's own. The arrays are written until the call returns. Under a
+        `lease`, or the token of one, its blocks are there; EndedError in each result where it has ended.
         """
         ranges = {"layers": layers, "heads": heads}
-        return self._open().get(targets, layer_group, ranges, dtype, include_planes, timeout)
+        token = lease.token if isinstance(lease, Lease) else lease or b""
+        return self._open().get(targets, layer_group, ranges, dtype, include_planes, token, timeout)
 
     def delete(self, keys: Sequence[bytes], *, layer_group: int = 0, timeout: float | None = None) -> Removed:
         """Removes blocks, every range of them."""
@@ -179,6 +286,13 @@ class Client:
     def close(self) -> None:
         """Lets go of the connection. Caches that are open keep it until they are closed."""
         self._implementation = None
+
+    def open_session(self, *, owner: str = "", timeout: float | None = None) -> Session:
+        """Opens a session, which leases end with. `owner` says who it is, for the server's lists."""
+        implementation = self._implementation
+        if implementation is None:
+            raise ClosedError(f"the client of {self.server} was closed")
+        return Session(implementation.open_session(owner, timeout))
 
     def open_cache(
         self,

@@ -47,6 +47,12 @@ class MismatchError(Error):
     code = 9
 
 
+class EndedError(Error):
+    """A lease or session has ended: look up again, or open a new one."""
+
+    code = 10
+
+
 class UnimplementedError(Error, NotImplementedError):
     """The server does not do this yet; the message names the field."""
 
@@ -79,6 +85,7 @@ _BY_CODE = {
         NotFoundError,
         OverloadedError,
         MismatchError,
+        EndedError,
         UnimplementedError,
         UnavailableError,
         DataLossError,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 import queue
 import random
+import threading
 import time
 from typing import Any
 
@@ -46,6 +47,9 @@ _SERVICE = "/nqkv.v1.KvCache/"
 _MESSAGE_BYTES = 1 << 20  # Where the server has no opinion.
 _HEADER_BYTES = 64 << 10  # Of a message, for what is beside the payload.
 _DEADLINE_EXCEEDED = 4
+_CLOSE_SECONDS = 1.0  # For the server to take the close of a session.
+_SESSION_RETRY_SECONDS = 0.1
+_SESSION_ENDS = (3, 10, 12)  # Codes with which no second attempt can succeed.
 _YEAR = 365.0 * 24 * 3600
 
 
@@ -195,6 +199,9 @@ class Client:
                 ("Lookup", "unary_unary"),
                 ("Put", "stream_stream"),
                 ("Get", "unary_stream"),
+                ("Session", "stream_stream"),
+                ("Release", "unary_unary"),
+                ("Touch", "unary_unary"),
                 ("Delete", "unary_unary"),
                 ("Clear", "unary_unary"),
             )
@@ -205,6 +212,9 @@ class Client:
             return self.calls[name](request, timeout=deadline.left())
         except grpc.RpcError as error:
             raise _from_rpc(error) from None
+
+    def open_session(self, owner: str, timeout: float | None) -> Session:
+        return Session(self, owner, _Deadline(self.timeout if timeout is None else timeout))
 
     def open_cache(
         self,
@@ -227,6 +237,93 @@ class Client:
             except Error as error:
                 if not retry.again(error):
                     raise
+
+
+class Session:
+    """Keeps a session alive: a thread that sends heartbeats over a stream, and takes the session over again on a new
+    stream when that breaks."""
+
+    def __init__(self, client: Client, owner: str, deadline: _Deadline):
+        self._client, self._owner = client, owner
+        self._id, self._error, self._call = "", None, None
+        self._heartbeat, self._grace, self._heard = 0.0, 0.0, 0.0
+        self._open_by = time.monotonic() + deadline.left()
+        self._changed = threading.Condition()
+        self._closing = self._ended = False
+        self._thread = threading.Thread(target=self._run, name="nqkv-session", daemon=True)
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._id, deadline.left())
+            if self._id:
+                return
+            error = self._error or error_of(_DEADLINE_EXCEEDED, "the server did not open the session in time")
+        self.close()
+        raise error
+
+    def id(self) -> str:
+        return self._id
+
+    def error(self) -> Error | None:
+        return self._error if self._ended else None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._ended, _CLOSE_SECONDS)
+            if self._call is not None:
+                self._call.cancel()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            error = self._run_stream()
+            with self._changed:
+                self._call = None
+                self._changed.notify_all()
+                self._error = error
+                until = self._heard + self._grace if self._id else self._open_by
+                final = error.code in _SESSION_ENDS or time.monotonic() >= until
+                if self._closing or final or self._changed.wait_for(lambda: self._closing, _SESSION_RETRY_SECONDS):
+                    self._ended = True
+                    self._changed.notify_all()
+                    return
+
+    def _requests(self) -> Any:
+        """A heartbeat whenever one is due; ends with the stream, or by closing the session."""
+        message = _MESSAGES["SessionRequest"]
+        yield message(session_id=self._id) if self._id else message(owner=self._owner)
+        beats = 0
+        while True:
+            with self._changed:
+                call, beats = self._call, beats + 1
+                answered = lambda: self._closing or self._call is not call or self._beats >= beats  # noqa: E731
+                self._changed.wait_for(answered)
+                self._changed.wait_for(lambda: self._closing or self._call is not call, self._heartbeat)
+                if self._call is not call:
+                    return
+            if self._closing:
+                yield message(close=True)
+                return
+            yield message()
+
+    def _run_stream(self) -> Error:
+        self._beats = 0
+        try:
+            with self._changed:
+                if self._closing:
+                    return error_of(1, "the session was closed")
+                self._call = call = self._client.calls["Session"](self._requests())
+            for response in call:
+                with self._changed:
+                    self._id = response.session_id
+                    self._heartbeat, self._grace = response.heartbeat_seconds, response.session_grace_seconds
+                    self._heard = time.monotonic()
+                    self._beats += 1
+                    self._changed.notify_all()
+        except grpc.RpcError as error:
+            return _from_rpc(error)
+        return error_of(UnavailableError.code, "the server ended the session's stream")
 
 
 def _open_request(name: str, spec: CacheSpec, policy: CodecPolicy | None, shard: ShardSpec, engine: str) -> Any:
@@ -325,6 +422,10 @@ class _Open:
             limits.get_keys_max,
             limits.delete_keys_max,
             limits.put_open_blocks_max,
+            limits.release_tokens_max,
+            limits.lookup_wait_seconds_max,
+            limits.lease_seconds_default,
+            limits.lease_seconds_max,
             response.server_version,
         )
 
@@ -413,6 +514,12 @@ class Cache:
         request = _MESSAGES["LookupRequest"]()
         for query in queries:
             out = request.queries.add(mode=query.mode, include_blocks=query.include_blocks)
+            if query.wait_until_present != 0:
+                out.wait_until_present.seconds_max = query.wait_until_present
+            if query.lease is not None:
+                out.request_id = query.lease.request_id
+                out.lease.session_id, out.lease.seconds = query.lease.session_id, query.lease.seconds
+                out.lease.SetInParent()
             for chain in query.chains:
                 keys = [_check_key(key) for key in chain.keys]
                 out.chains.add(layer_group=chain.layer_group, first_block_index=chain.first_block_index, keys=keys)
@@ -492,6 +599,7 @@ class Cache:
         ranges: dict[str, Range | None],
         dtype: int | None,
         include_planes: bool,
+        lease_token: bytes,
         timeout: float | None,
     ) -> list[GetResult]:
         def pieces() -> list[_Piece]:
@@ -513,6 +621,7 @@ class Cache:
                 request = _MESSAGES["GetRequest"](
                     cache_id=opened.cache_id, shard_id=opened.shard_id, dtype=dtype or 0, include_planes=include_planes
                 )
+                request.lease_token = lease_token
                 request.chain.layer_group = layer_group
                 request.chain.keys.extend(targets[number].key for number in batch)
                 _set_range(request.layers, ranges["layers"])
@@ -559,6 +668,36 @@ class Cache:
         unfinished = sum(results[number] is None for number in batch)
         if unfinished:
             raise error_of(13, f"reply: the stream ended before {unfinished} blocks were whole")
+
+    def release(self, lease_tokens: Any, timeout: float | None) -> int:
+        left = [_check_key(token) for token in lease_tokens]
+        released = 0
+
+        def attempt(opened: _Open, deadline: _Deadline) -> None:
+            nonlocal left, released
+            step = opened.info.release_tokens_max or max(len(left), 1)
+            while left:
+                request = _MESSAGES["ReleaseRequest"](lease_tokens=left[:step])
+                released += self._client.call("Release", request, deadline).released
+                left = left[step:]
+
+        self._call(timeout, attempt)
+        return released
+
+    def touch(self, layer_group: int, keys: Any, timeout: float | None) -> None:
+        left = [_check_key(key) for key in keys]
+
+        def attempt(opened: _Open, deadline: _Deadline) -> None:
+            nonlocal left
+            step = opened.info.delete_keys_max or max(len(left), 1)
+            while left:  # From the last batch to the first, as within each.
+                request = _MESSAGES["TouchRequest"](
+                    cache_id=opened.cache_id, layer_group=layer_group, keys=left[-step:]
+                )
+                self._client.call("Touch", request, deadline)
+                left = left[:-step]
+
+        self._call(timeout, attempt)
 
     def delete(self, layer_group: int, keys: Any, timeout: float | None) -> Removed:
         left = [_check_key(key) for key in keys]
@@ -660,4 +799,6 @@ def _lookup_result(result: Any, query: Any) -> LookupResult:
         groups.append(
             GroupMatch(match.layer_group, match.matched_blocks, present, match.raw_bytes, match.stored_bytes, blocks)
         )
-    return LookupResult(result.matched_tokens, tuple(groups))
+    return LookupResult(
+        result.matched_tokens, tuple(groups), result.lease_token, _from_status(result.lease_status)
+    )

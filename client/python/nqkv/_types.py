@@ -181,6 +181,10 @@ class CacheInfo:
     get_keys_max: int
     delete_keys_max: int
     put_open_blocks_max: int
+    release_tokens_max: int
+    lookup_wait_seconds_max: float
+    lease_seconds_default: float
+    lease_seconds_max: float
     server_version: str
 
 
@@ -206,10 +210,26 @@ class KeyChain:
 
 
 @_value
+class LeaseOptions:
+    """Keeps what a lookup found until it is loaded: to its release, the end of its seconds or of its session.
+
+    A repeat of `request_id` in the session replaces the lease. `session_id` is that of a `Session`; empty: none. 0 seconds:
+    the server's default.
+    """
+
+    session_id: str = ""
+    request_id: str = ""
+    seconds: float = 0.0
+
+
+@_value
 class LookupQuery:
     chains: Sequence[KeyChain]
     mode: LookupMode = LookupMode.PREFIX
     include_blocks: bool = False
+    lease: LeaseOptions | None = None
+    #: Seconds, within the call's timeout: answer when every key is there, or when this time is up. 0: at once.
+    wait_until_present: float = 0.0
 
 
 @_value
@@ -235,10 +255,15 @@ class GroupMatch:
 
 @_value
 class LookupResult:
-    """`matched_tokens`: what every chain has (PREFIX). `groups`: one a chain, in order."""
+    """`matched_tokens`: what every chain has (PREFIX). `groups`: one a chain, in order.
+
+    `lease_token` is empty where no lease was asked for, nothing matched, or none was given: `lease_error` says why.
+    """
 
     matched_tokens: int
     groups: tuple[GroupMatch, ...]
+    lease_token: bytes = b""
+    lease_error: Error | None = None
 
 
 @dataclasses.dataclass
