@@ -329,7 +329,7 @@ absl::StatusOr<uint32_t> Cache::Release(std::span<const std::string> lease_token
           v1::ReleaseResponse response;
           grpc::ClientContext context;
           SetDeadline(&context, deadline, impl_->clock());
-          const absl::Status status = FromGrpc(connection->stub().Release(&context, request, &response));
+          absl::Status status = FromGrpc(connection->stub().Release(&context, request, &response));
           if (!status.ok()) return status;
           released += response.released();
           lease_tokens = lease_tokens.subspan(batch.size());
