@@ -141,7 +141,7 @@ std::string VisibleGpu(const std::string& root) {
 }
 
 std::string DescribeBackend(const std::string& gpu) {
-  const std::string cpu = absl::StrCat("CPU backend, codec path ", CodecPathName());
+  std::string cpu = absl::StrCat("CPU backend, codec path ", CodecPathName());
   if (gpu.empty()) return cpu;
   return absl::StrCat(cpu, "; a GPU is visible (", gpu, ") and not used: the CUDA backend is not built yet");
 }

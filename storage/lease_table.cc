@@ -289,10 +289,10 @@ LeaseTable::Hold& LeaseTable::Hold::operator=(Hold&& other) noexcept {
 }
 
 void LeaseTable::Hold::Reset() {
-  if (table_ != nullptr) std::exchange(table_, nullptr)->EndRead(std::move(lease_));
+  if (table_ != nullptr) std::exchange(table_, nullptr)->EndRead(std::exchange(lease_, nullptr));
 }
 
-void LeaseTable::EndRead(std::shared_ptr<Lease> lease) {
+void LeaseTable::EndRead(const std::shared_ptr<Lease>& lease) {
   Pins dropped;  // After the lock.
   MutexLock lock(&mutex_);
   --stats_.reads;

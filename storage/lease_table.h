@@ -207,7 +207,7 @@ class LeaseTable {
   void Insert(std::shared_ptr<Lease> lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The lease's pins, for the caller to drop, unless a read keeps them.
   Pins EndLease(uint64_t number, LeaseEnd end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void EndRead(std::shared_ptr<Lease> lease) ABSL_LOCKS_EXCLUDED(mutex_);
+  void EndRead(const std::shared_ptr<Lease>& lease) ABSL_LOCKS_EXCLUDED(mutex_);
   void CountPins(const Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UncountPins(const Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
