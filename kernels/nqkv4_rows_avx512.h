@@ -256,12 +256,12 @@ struct Rows {
   ptrdiff_t stride;
   size_t count;
   // From what is read now to what is asked for: the next round's rows, which are too far apart for the processor to
-  // guess them, or those behind the plane, where the next plane most often is. 0: nothing is.
+  // guess them, or those behind the plane, where the next plane most often is.
   ptrdiff_t ahead;
 };
 
 // Only fp16 has every absmax as its scale: rounded to a subnormal one, an absmax can lie far outside.
-template <Dtype kDtype, bool kMeasure, bool kLimit = kDtype != Dtype::kFloat16>
+template <Dtype kDtype, bool kMeasure, bool kLimit = kDtype != Dtype::kFloat16, bool kPrefetch = true>
 void EncodeRows(const Rows& source, const Shape& shape, const float* inverses, std::byte* codes, Batch& batch) {
   constexpr size_t kQuarterBytes = kVector * DtypeBytes(kDtype);
   const size_t whole = shape.channels / kNqkv4Run, rest = shape.channels % kNqkv4Run;
@@ -278,8 +278,10 @@ void EncodeRows(const Rows& source, const Shape& shape, const float* inverses, s
       const __m512i run_codes = Codes<kLimit>(x, _mm512_set1_ps(inverses[i >> group_shift]));
       StoreRun(run_codes, codes);
       KeepForMeasure<kMeasure>(x, run_codes, values, lane_codes);
-      for (size_t line = 0; source.ahead != 0 && line < kQuarters * kQuarterBytes; line += 64) {
-        Prefetch(run, source.ahead + static_cast<ptrdiff_t>(line));
+      if constexpr (kPrefetch) {
+        for (size_t line = 0; line < kQuarters * kQuarterBytes; line += 64) {
+          Prefetch(run, source.ahead + static_cast<ptrdiff_t>(line));
+        }
       }
       Prefetch(codes, codes_ahead);  // A store that waits for its line holds up all those behind it.
       run += kQuarters * kQuarterBytes;

@@ -34,8 +34,8 @@ class RowCoder {
     const Rows encoded_rows = {.data = source, .stride = stride, .count = count, .ahead = 0};
     const auto encode = [&]<bool kMeasure>() {
       HasSubnormalScale(group_count)
-          ? EncodeRows<Dtype::kFloat32, kMeasure, true>(encoded_rows, shape_, groups_.inverses, codes, batch_)
-          : EncodeRows<Dtype::kFloat32, kMeasure, false>(encoded_rows, shape_, groups_.inverses, codes, batch_);
+          ? EncodeRows<Dtype::kFloat32, kMeasure, true, false>(encoded_rows, shape_, groups_.inverses, codes, batch_)
+          : EncodeRows<Dtype::kFloat32, kMeasure, false, false>(encoded_rows, shape_, groups_.inverses, codes, batch_);
     };
     if (!measure) {
       encode.template operator()<false>();
