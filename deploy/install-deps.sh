@@ -28,9 +28,9 @@ fail() {
 build_packages=(
   g++ cmake ninja-build ccache pkg-config
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libssl-dev
-  prometheus-cpp-dev libcivetweb-dev libspdlog-dev nlohmann-json3-dev libisal-dev
+  prometheus-cpp-dev libcivetweb-dev libspdlog-dev nlohmann-json3-dev libisal-dev libzstd-dev
 )
-test_packages=(libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev libzstd-dev clang libclang-rt-14-dev python3 python3-dev python3-venv)
+test_packages=(libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev clang libclang-rt-14-dev python3 python3-dev python3-venv)
 ci_packages=(clang-format clang-tidy)
 
 install_packages() {
