@@ -21,6 +21,7 @@
 #endif
 #endif
 #ifdef NQKV_FIBERS_UNDER_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -47,6 +48,10 @@ class Mapping {
   explicit Mapping(size_t bytes) : bytes_(bytes) {
     memory_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory_ == MAP_FAILED) Die("mmap", "no memory");
+#ifdef NQKV_FIBERS_UNDER_ASAN
+    // Fibers may have ended here before, and what the sanitizer forbade of their frames outlives an unmapping.
+    __asan_unpoison_memory_region(memory_, bytes_);
+#endif
   }
   ~Mapping() { ::munmap(memory_, bytes_); }
   Mapping(const Mapping&) = delete;
